@@ -1,0 +1,1 @@
+"""The target cache on disk: its layout, its reader and its writer."""

@@ -1,0 +1,173 @@
+"""Names, shapes and types of everything in a cache: the contract between writer and reader.
+
+    CACHE/manifest/000000.json    what the cache is made from; one file per generation
+    CACHE/units/<unit>/           Zarr v3 group, published by one rename
+    CACHE/anchors/<prompt set>/   Zarr v3 group, published by one rename
+    CACHE/index/000000/           the seal of that generation: flat columns over all rows
+
+Shape letters: n samples of a shard, V views of a unit, D teacher dimension, P view parameters,
+A anchors, T templates, N rows of a split.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.schedule import ViewParams
+
+FORMAT = "beamclip-cache"
+VERSION = 1
+CHUNK_ROWS = 4096
+PARAM_COLUMNS = ViewParams._fields
+SAMPLE_COLUMNS = ("ordinal", "offset", "bytes", "width", "height", "label")
+# Manifest fields that decide the bytes of a cache; the rest may differ between two runs.
+FINGERPRINTED = ("teacher", "schedules", "decode", "batch", "libraries")
+
+
+@dataclass(frozen=True)
+class ArrayLayout:
+    """One array of a unit: the meaning of each axis, and the type on disk."""
+
+    axes: str
+    dtype: str
+    chunked_by_view: bool = False
+
+
+UNIT_ARRAYS: Mapping[str, ArrayLayout] = {
+    "targets": ArrayLayout("n V D", "float16", chunked_by_view=True),
+    "params": ArrayLayout("n V P", "float32", chunked_by_view=True),
+    "valid": ArrayLayout("n V", "bool"),
+    "keys": ArrayLayout("n", "str"),
+    "digests": ArrayLayout("n", "uint64"),
+    "samples": ArrayLayout("n 6", "int64"),
+}
+ANCHOR_ARRAYS: Mapping[str, ArrayLayout] = {
+    "embeddings": ArrayLayout("A D", "float32"),
+    "class_names": ArrayLayout("A", "str"),
+    "texts": ArrayLayout("A T", "str"),
+    "token_counts": ArrayLayout("A T", "int32"),
+}
+# Flat columns of the seal, one .npy per split and column, all of length N.
+INDEX_COLUMNS: Mapping[str, str] = {
+    "shard": "int32",  # place in the seal's list of shards
+    "ordinal": "int64",  # row in the shard's units
+    "offset": "int64",  # of the encoded image in the tar
+    "bytes": "int64",
+    "width": "int32",
+    "height": "int32",
+    "valid": "bool",  # in every view of every schedule
+    "label": "int64",
+    "digest": "uint64",
+}
+
+
+@dataclass(frozen=True, order=True)
+class UnitId:
+    """One shard x one schedule x one contiguous range of views."""
+
+    split: str
+    shard: str
+    schedule: str
+    first: int
+    last: int
+
+    @property
+    def name(self) -> str:
+        """The unit's folder name."""
+        return f"{self.split}-{self.shard}.{self.schedule}.v{self.first}-{self.last}"
+
+    @property
+    def num_views(self) -> int:
+        """How many views the unit holds."""
+        return self.last - self.first + 1
+
+
+def parse_unit(name: str) -> UnitId | None:
+    """Return the unit that a folder name stands for, or None if it is no unit's name."""
+    match = re.fullmatch(r"(train|val|test)-(.+)\.([A-Za-z0-9-]+)\.v(\d+)-(\d+)", name)
+    if match is None:
+        return None
+    split, shard, schedule, first, last = match.groups()
+    return UnitId(split, shard, schedule, int(first), int(last))
+
+
+def planned_units(manifest: Mapping[str, Any]) -> list[UnitId]:
+    """List every unit that a complete cache has, in order of split, shard, schedule, views."""
+    return [
+        UnitId(split, shard["name"], schedule, first, last)
+        for split, content in manifest["splits"].items()
+        for shard in content["shards"]
+        for schedule, ranges in content["views"].items()
+        for first, last in ranges
+    ]
+
+
+def manifest_path(cache: Path, generation: int) -> Path:
+    """Where a manifest generation lies."""
+    return cache / "manifest" / f"{generation:06d}.json"
+
+
+def index_path(cache: Path, generation: int) -> Path:
+    """Where the seal of a generation lies."""
+    return cache / "index" / f"{generation:06d}"
+
+
+def fingerprint(manifest: Mapping[str, Any]) -> str:
+    """Hash the manifest fields that decide the bytes of every unit (not the teacher's path)."""
+    fields = {name: manifest[name] for name in FINGERPRINTED}
+    fields["teacher"] = {**fields["teacher"], "model": None, "pretrained": None}
+    return sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def unit_attributes(cache: Path, unit: UnitId, wanted: str) -> dict[str, Any] | None:
+    """Return a published unit's attributes if it is complete and of this fingerprint, else None."""
+    try:
+        text = (cache / "units" / unit.name / "zarr.json").read_text(encoding="utf-8")
+        attributes = json.loads(text)["attributes"]
+        complete = attributes["unit"] == unit.name and set(attributes["digests"]) == {*UNIT_ARRAYS}
+        return dict(attributes) if complete and attributes["fingerprint"] == wanted else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def chunk_shape(layout: ArrayLayout, shape: Sequence[int]) -> tuple[int, ...]:
+    """Return chunks of at most 4,096 rows; one view each where views are read one by one."""
+    chunks = [max(1, length) for length in shape]
+    chunks[0] = min(chunks[0], CHUNK_ROWS)
+    if layout.chunked_by_view:
+        chunks[1] = 1
+    return tuple(chunks)
+
+
+def content_digests(arrays: Mapping[str, np.ndarray]) -> dict[str, str | list[str]]:
+    """Hash decoded arrays; those that are read view by view get one hash per view."""
+    digests: dict[str, str | list[str]] = {}
+    for name, array in arrays.items():
+        layout = UNIT_ARRAYS.get(name)
+        if layout is not None and layout.chunked_by_view:
+            digests[name] = [array_digest(array[:, view]) for view in range(array.shape[1])]
+        else:
+            digests[name] = array_digest(array)
+    return digests
+
+
+def array_digest(array: np.ndarray) -> str:
+    """Return the sha256 of an array's shape and values (strings as JSON)."""
+    digest = sha256(f"{array.shape}".encode())
+    if array.dtype.kind in "OTU":
+        digest.update(json.dumps(array.tolist()).encode())
+    else:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def escape_key(key: str) -> str:
+    """Return a key that any UTF-8 file can hold: backslashes doubled, stray bytes as \\xNN."""
+    raw = key.replace("\\", "\\\\").encode("utf-8", "surrogateescape")
+    return raw.decode("utf-8", "backslashreplace")

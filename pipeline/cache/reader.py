@@ -1,0 +1,371 @@
+"""Reads a sealed cache with numpy and zarr alone: no torch, no teacher, no dask.
+
+Shape letters: N rows of a split, V views, D teacher dimension, P view parameters, A anchors,
+T templates, B batch.
+"""
+
+import json
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+from zarr.storage import LocalStore
+
+from pipeline.cache import layout
+from pipeline.errors import CacheError
+from pipeline.options import nearest
+from pipeline.schedule import EVAL, AnySchedule, schedule_from
+
+if TYPE_CHECKING:
+    import dask.array
+
+SCRATCH_VARIABLE = "BEAMCLIP_SCRATCH"
+_SCRATCH_BYTES = 16 << 30
+_REDO = "remove its folder and run teacher-cache again: only that unit is made anew"
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """A prompt set as the teacher embeds it.
+
+    embeddings_AD: float32, normalised, one row per class. texts[class][template].
+    """
+
+    name: str
+    embeddings_AD: np.ndarray
+    class_names: tuple[str, ...]
+    texts: tuple[tuple[str, ...], ...]
+    templates: tuple[str, ...]
+    token_counts_AT: np.ndarray
+
+
+@dataclass(frozen=True)
+class CachedShard:
+    """A shard as the cache saw it: rows first to first + rows of the split."""
+
+    name: str
+    first: int
+    rows: int
+    size_bytes: int
+    sha256: str
+
+
+class TargetCache:
+    """The rows of one split under one schedule; open it with `TargetCache.open`."""
+
+    def __init__(
+        self,
+        path: Path,
+        manifest: Mapping[str, Any],
+        seal: Mapping[str, Any],
+        split: str,
+        name: str,
+    ) -> None:
+        self.path, self.manifest, self.split, self.schedule_name = path, manifest, split, name
+        self._seal = seal
+        self._maps: dict[tuple[str, int], np.ndarray] = {}
+        self.shards = tuple(CachedShard(**shard) for shard in seal["splits"][split]["shards"])
+        self._ranges: list[tuple[int, int]] = [
+            (first, last) for first, last in manifest["splits"][split]["views"][name]
+        ]
+
+    @classmethod
+    def open(
+        cls,
+        path: Path | str,
+        split: str = "train",
+        schedule: str | None = None,
+        *,
+        generation: int | None = None,
+    ) -> "TargetCache":
+        """Open one split of a sealed cache.
+
+        schedule: a schedule's name; by default the only one beside `eval`, or `eval` itself.
+        generation: the manifest to read by; by default the newest. Raises CacheError.
+        """
+        path = Path(path)
+        manifest = read_manifest(path, generation)
+        seal = _read_seal(path, manifest["generation"])
+        if split not in manifest["splits"]:
+            hint = nearest(split, manifest["splits"])
+            raise CacheError(f"{path} has no split {split!r}: {hint}")
+        views = manifest["splits"][split]["views"]
+        if schedule is None:
+            others = [name for name in views if name != EVAL]
+            schedule = others[0] if len(others) == 1 else EVAL
+        if schedule not in views:
+            raise CacheError(
+                f"{path} has no schedule {schedule!r} for split {split}: {nearest(schedule, views)}"
+            )
+        return cls(path, manifest, seal, split, schedule)
+
+    def __len__(self) -> int:
+        return int(self._seal["splits"][self.split]["rows"])
+
+    @property
+    def dim(self) -> int:
+        """The teacher's dimension D."""
+        return int(self.manifest["teacher"]["dim"])
+
+    @property
+    def num_views(self) -> int:
+        """How many views every sample has under this schedule."""
+        return max(last for _, last in self._ranges) + 1
+
+    @property
+    def logit_scale(self) -> float:
+        """The teacher's own logit scale: 1 / its temperature."""
+        return float(self.manifest["teacher"]["logit_scale"])
+
+    @cached_property
+    def schedule(self) -> AnySchedule:
+        """The rule that decided the views."""
+        return schedule_from(self.manifest["schedules"][self.schedule_name])
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of all that this split and schedule hold, from the digests of its units."""
+        units = self._seal["units"]
+        names = sorted(unit.name for unit in self._units())
+        return sha256("".join(f"{name} {units[name]}\n" for name in names).encode()).hexdigest()
+
+    def column(self, name: str) -> np.ndarray:
+        """Return one column of layout.INDEX_COLUMNS over all rows, memory-mapped, [N]."""
+        folder = layout.index_path(self.path, self.manifest["generation"])
+        column: np.ndarray = np.load(folder / f"{self.split}.{name}.npy", mmap_mode="r")
+        return column
+
+    def row_of(self, shard: str, ordinal: int) -> int:
+        """Return the row of the sample number `ordinal` of a shard; raises CacheError."""
+        for item in self.shards:
+            if item.name == shard and 0 <= ordinal < item.rows:
+                return item.first + ordinal
+        raise CacheError(f"{self.path}: no sample {ordinal} in shard {self.split}-{shard}")
+
+    def rows_of(self, key: str) -> np.ndarray:
+        """Return every row whose key this is, int64 (a key may appear in several shards)."""
+        return np.flatnonzero(self.keys == layout.escape_key(key))
+
+    @cached_property
+    def keys(self) -> np.ndarray:
+        """The (escaped) keys of all rows, [N]; read from the units when first asked for."""
+        first = self._ranges[0]
+        parts = [_read_array(self.path / self._unit(shard, first), "keys") for shard in self.shards]
+        return np.concatenate([np.asarray(part, dtype=object) for part in parts])
+
+    def targets(self, rows: np.ndarray, view: int) -> np.ndarray:
+        """Return the targets of some rows in one view: float32 [B,D]."""
+        return np.asarray(self.view(view)[rows], dtype=np.float32)
+
+    def view_params(self, rows: np.ndarray, view: int) -> np.ndarray:
+        """Return the parameters that decided these views: float32 [B,P]."""
+        return np.asarray(self._mapped("params", view)[rows])
+
+    def view(self, view: int) -> np.ndarray:
+        """Return all targets of one view as a memory map: float16 [N,D], NaN where invalid.
+
+        Decoded and checked once per machine, into a scratch folder that all processes share.
+        """
+        return self._mapped("targets", view)
+
+    def iter_units(self, view: int) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield (rows, targets float16 [n,D]) unit by unit, checked against the unit's digests."""
+        yield from self._iter_units("targets", view)
+
+    def anchors(self, name: str) -> Anchors:
+        """Return a prompt set; raises CacheError naming the nearest one if it is not there."""
+        return read_anchors(self.path, name)
+
+    def as_dask(self) -> "dask.array.Array":
+        """Return all targets as a lazy dask array: float16 [N,V,D], one block per chunk."""
+        import dask.array
+
+        shards = [
+            dask.array.concatenate(
+                [
+                    dask.array.from_zarr(
+                        _open_array(self.path / self._unit(shard, views), "targets")
+                    )
+                    for views in self._ranges
+                ],
+                axis=1,
+            )
+            for shard in self.shards
+        ]
+        return dask.array.concatenate(shards, axis=0)
+
+    def _open(self, shard: CachedShard, views: tuple[int, int]) -> "zarr.Array[Any]":
+        return _open_array(self.path / self._unit(shard, views), "targets")
+
+    def _units(self) -> list[layout.UnitId]:
+        return [
+            layout.UnitId(self.split, shard.name, self.schedule_name, *views)
+            for shard in self.shards
+            for views in self._ranges
+        ]
+
+    def _unit(self, shard: CachedShard, views: tuple[int, int]) -> str:
+        return "units/" + layout.UnitId(self.split, shard.name, self.schedule_name, *views).name
+
+    def _iter_units(self, array: str, view: int) -> Iterator[tuple[slice, np.ndarray]]:
+        views = next((r for r in self._ranges if r[0] <= view <= r[1]), None)
+        if views is None:
+            raise CacheError(
+                f"{self.path}: schedule {self.schedule_name!r} has views 0 to "
+                f"{self.num_views - 1}, not {view}"
+            )
+        for shard in self.shards:
+            place = self._unit(shard, views)
+            values = _read_array(self.path / place, array, (slice(None), view - views[0]))
+            wanted = _attributes(self.path / place)["digests"][array][view - views[0]]
+            if layout.array_digest(values) != wanted:
+                raise CacheError(
+                    f"{self.path}/{place}: view {view} of {array!r} does not match its digest "
+                    f"(a chunk lost, swapped or of another run); {_REDO}"
+                )
+            yield slice(shard.first, shard.first + shard.rows), values
+
+    def _mapped(self, array: str, view: int) -> np.ndarray:
+        if (array, view) not in self._maps:
+            self._maps = {key: value for key, value in self._maps.items() if key[1] == view}
+            self._maps[array, view] = self._map(array, view)
+        return self._maps[array, view]
+
+    def _map(self, array: str, view: int) -> np.ndarray:
+        path = _scratch() / f"{self.digest[:32]}-{array}-{view}.npy"
+        if not path.exists():
+            temporary = path.with_name(f".{uuid.uuid4().hex}.npy")
+            try:
+                self._decode_to(temporary, array, view)
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
+            _evict(path)
+        mapped: np.ndarray = np.load(path, mmap_mode="r")
+        return mapped
+
+    def _decode_to(self, path: Path, array: str, view: int) -> None:
+        width = self.dim if array == "targets" else len(layout.PARAM_COLUMNS)
+        dtype = layout.UNIT_ARRAYS[array].dtype
+        if len(self) == 0:
+            np.save(path, np.empty((0, width), dtype))
+            return
+        whole = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(len(self), width))
+        for rows, values in self._iter_units(array, view):
+            whole[rows] = values
+        whole.flush()
+
+
+def read_manifest(path: Path, generation: int | None = None) -> dict[str, Any]:
+    """Return a manifest generation, by default the newest; raises CacheError."""
+    found = sorted((path / "manifest").glob("[0-9]*.json"))
+    if not found:
+        raise CacheError(
+            f"no cache in {path}: make one with `beamclip teacher-cache --cache {path}`"
+        )
+    file = found[-1] if generation is None else layout.manifest_path(path, generation)
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        kind, version = manifest["format"], manifest["version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CacheError(f"{file} is no readable manifest: {error!r}") from None
+    if kind != layout.FORMAT or version != layout.VERSION:
+        raise CacheError(
+            f"{file}: expected {layout.FORMAT} version {layout.VERSION}, found {kind} version "
+            f"{version}; read it with the beamclip release that wrote it, or make the cache anew"
+        )
+    return dict(manifest)
+
+
+def read_anchors(path: Path, name: str) -> Anchors:
+    """Return a prompt set of a cache, sealed or not; raises CacheError."""
+    folder = path / "anchors" / name
+    known = sorted(found.parent.name for found in (path / "anchors").glob("*/zarr.json"))
+    if name not in known:
+        hint = nearest(name, known) if known else "it has none"
+        raise CacheError(f"{path} has no anchors {name!r}: {hint}")
+    arrays = {array: _read_array(folder, array) for array in layout.ANCHOR_ARRAYS}
+    attributes = _attributes(folder)
+    if layout.content_digests(arrays) != attributes["digests"]:
+        raise CacheError(f"{folder} does not match its digests; {_REDO}")
+    return Anchors(
+        name=name,
+        embeddings_AD=arrays["embeddings"],
+        class_names=tuple(arrays["class_names"].tolist()),
+        texts=tuple(tuple(texts) for texts in arrays["texts"].tolist()),
+        templates=tuple(attributes["templates"]),
+        token_counts_AT=arrays["token_counts"],
+    )
+
+
+def _open_array(group: Path, name: str) -> "zarr.Array[Any]":
+    try:
+        found = zarr.open_group(LocalStore(group, read_only=True), mode="r")[name]
+    except Exception as error:  # missing and damaged metadata raise many kinds
+        reason = f"{type(error).__name__}: {error}"
+        raise CacheError(f"{group}: cannot open {name!r} ({reason}); {_REDO}") from None
+    if not isinstance(found, zarr.Array):
+        raise CacheError(f"{group}: {name!r} is no array; {_REDO}")
+    return found
+
+
+def _read_array(group: Path, name: str, selection: Any = ...) -> np.ndarray:
+    found = _open_array(group, name)
+    try:
+        return np.asarray(found[selection])
+    except Exception as error:  # checksums, truncation and lost files raise many kinds
+        reason = f"{type(error).__name__}: {error}"
+        raise CacheError(f"{group}: {name!r} is damaged ({reason}); {_REDO}") from None
+
+
+def _read_seal(path: Path, generation: int) -> dict[str, Any]:
+    file = layout.index_path(path, generation) / "seal.json"
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise CacheError(
+            f"{path} is not sealed: stage one has not finished, or something was lost from it; "
+            "run teacher-cache again, it goes on where it stopped"
+        ) from None
+    except ValueError as error:
+        raise CacheError(
+            f"{file} is damaged: {error}; remove its folder and run teacher-cache"
+        ) from None
+
+
+def _attributes(group: Path) -> dict[str, Any]:
+    """Return a group's attributes without opening its arrays."""
+    try:
+        metadata = json.loads((group / "zarr.json").read_text(encoding="utf-8"))
+        attributes = metadata["attributes"]
+        _ = attributes["digests"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CacheError(f"{group}: damaged zarr.json ({error!r}); {_REDO}") from None
+    return dict(attributes)
+
+
+def _scratch() -> Path:
+    """Return the folder of decoded views: $BEAMCLIP_SCRATCH, or one in the system's temporary."""
+    default = Path(tempfile.gettempdir()) / f"beamclip-{os.getuid()}"
+    folder = Path(os.environ.get(SCRATCH_VARIABLE) or default)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+def _evict(keep: Path) -> None:
+    """Drop the least recently made views while the scratch folder is over its bound."""
+    files = sorted(keep.parent.glob("[0-9a-f]*.npy"), key=lambda file: file.stat().st_mtime)
+    total = sum(file.stat().st_size for file in files)
+    for file in files:
+        if total <= _SCRATCH_BYTES or file == keep:
+            return
+        total -= file.stat().st_size
+        file.unlink(missing_ok=True)  # readers that mapped it keep their pages

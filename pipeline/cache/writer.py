@@ -1,0 +1,172 @@
+"""Publishes what a cache holds: each unit, prompt set, manifest and seal appears whole or not."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.storage import LocalStore
+
+from pipeline import durable
+from pipeline.cache import layout
+from pipeline.errors import CacheError
+
+_ZSTD_LEVEL = 3
+_NORM_TOLERANCE = 2e-3  # float16 rounds each of D components; measured 6e-5 at D = 512
+
+
+@contextlib.contextmanager
+def exclusive(cache: Path) -> Iterator[None]:
+    """Hold the cache for writing; raises CacheError at once if another process does.
+
+    The kernel drops the lock when its holder dies. Correctness does not rest on it: publishing is
+    a rename that only one writer wins.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    with open(cache / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            raise CacheError(
+                f"{cache} is being written by another process: wait for it, or stop it"
+            ) from None
+        yield
+
+
+def sweep(cache: Path) -> None:
+    """Remove what interrupted writers left behind; call only while holding the cache."""
+    shutil.rmtree(cache / ".tmp", ignore_errors=True)
+
+
+def create_manifest(cache: Path, manifest: Mapping[str, Any]) -> None:
+    """Write a manifest generation that must not exist yet."""
+    durable.create_json(layout.manifest_path(cache, manifest["generation"]), manifest)
+
+
+def publish_unit(
+    cache: Path,
+    unit: layout.UnitId,
+    arrays: Mapping[str, np.ndarray],
+    attributes: Mapping[str, Any],
+) -> bool:
+    """Write a unit's arrays, read them back, then rename the group into place.
+
+    arrays: as layout.UNIT_ARRAYS names them. attributes: counts, skips, shard, fingerprint. Returns
+    False if the unit had been published by another writer; raises CacheError if what was read back
+    is not what was written, or a valid target is not finite and normalised.
+    """
+    _check_targets(unit, arrays)
+    full = {"format": layout.FORMAT, "version": layout.VERSION, "unit": unit.name, **attributes}
+    return _publish_group(cache, f"units/{unit.name}", arrays, layout.UNIT_ARRAYS, full)
+
+
+def publish_anchors(
+    cache: Path, name: str, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any]
+) -> bool:
+    """Write a prompt set's embeddings and texts; False if the set was there before."""
+    full = {"format": layout.FORMAT, "version": layout.VERSION, "name": name, **attributes}
+    return _publish_group(cache, f"anchors/{name}", arrays, layout.ANCHOR_ARRAYS, full)
+
+
+def publish_seal(
+    cache: Path, generation: int, columns: Mapping[str, np.ndarray], seal: Mapping[str, Any]
+) -> None:
+    """Write the flat columns ({split}.{column}) and seal.json as one folder."""
+    temporary = _temporary(cache, "index")
+    for name, column in columns.items():
+        np.save(temporary / f"{name}.npy", column)
+    durable.write_json(temporary / "seal.json", seal)
+    durable.publish_folder(temporary, layout.index_path(cache, generation))
+
+
+def unseal(cache: Path, generation: int) -> None:
+    """Take the seal of an incomplete cache away: training must not trust it."""
+    sealed = layout.index_path(cache, generation)
+    if sealed.exists():
+        sealed.rename(_temporary(cache, "unsealed") / sealed.name)
+
+
+def drop_unit(cache: Path, name: str) -> None:
+    """Move a damaged unit out of the way, so that it can be made again."""
+    (cache / "units" / name).rename(_temporary(cache, "dropped") / name)
+
+
+def _publish_group(
+    cache: Path,
+    place: str,
+    arrays: Mapping[str, np.ndarray],
+    layouts: Mapping[str, layout.ArrayLayout],
+    attributes: Mapping[str, Any],
+) -> bool:
+    final = cache / place
+    _ensure_parent_group(final.parent)
+    temporary = _temporary(cache, final.name)
+    try:
+        group = zarr.create_group(store=LocalStore(temporary), zarr_format=3)
+        for name, array_layout in layouts.items():
+            _write_array(group, name, array_layout, arrays[name])
+        durable.fault_point("before-attributes")
+        digests = layout.content_digests(arrays)
+        _check_written(temporary, digests, layouts)
+        group.attrs.update({**attributes, "digests": digests})
+        return durable.publish_folder(temporary, final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_array(
+    group: zarr.Group, name: str, array_layout: layout.ArrayLayout, array: np.ndarray
+) -> None:
+    floating = array_layout.dtype.startswith("float")
+    stored = group.create_array(
+        name,
+        shape=array.shape,
+        chunks=layout.chunk_shape(array_layout, array.shape),
+        dtype=str if array_layout.dtype == "str" else array_layout.dtype,
+        compressors=(ZstdCodec(level=_ZSTD_LEVEL), Crc32cCodec()),
+        fill_value=float("nan") if floating else None,
+        dimension_names=array_layout.axes.split(),
+        config={"write_empty_chunks": True},
+    )
+    if array.size:
+        stored[...] = array
+
+
+def _check_targets(unit: layout.UnitId, arrays: Mapping[str, np.ndarray]) -> None:
+    norms = np.linalg.norm(arrays["targets"][arrays["valid"]].astype(np.float32), axis=-1)
+    if not np.all(np.abs(norms - 1) < _NORM_TOLERANCE):  # false for NaN too
+        raise CacheError(f"unit {unit.name}: a valid target is not a normalised finite vector")
+
+
+def _check_written(
+    folder: Path,
+    digests: Mapping[str, str | list[str]],
+    layouts: Mapping[str, layout.ArrayLayout],
+) -> None:
+    """Read every array back from disk and compare it with what was to be written."""
+    group = zarr.open_group(LocalStore(folder, read_only=True), mode="r")
+    found = {name: np.asarray(group[name][...]) for name in layouts}  # type: ignore[index]
+    if layout.content_digests(found) != digests:
+        raise CacheError(f"{folder}: what was read back differs from what was written")
+
+
+def _ensure_parent_group(folder: Path) -> None:
+    """Make units/ or anchors/ a Zarr group, so that a bare listing is clean."""
+    if not (folder / "zarr.json").exists():
+        zarr.open_group(LocalStore(folder), mode="a", zarr_format=3)
+
+
+def _temporary(cache: Path, name: str) -> Path:
+    folder = cache / ".tmp" / f"{name}.{uuid.uuid4().hex}"
+    os.makedirs(folder)
+    return folder

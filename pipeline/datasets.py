@@ -1,0 +1,151 @@
+"""Writes known datasets, or a folder of images, as WebDataset shards."""
+
+import io
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from hashlib import blake2b
+from pathlib import Path
+
+from pipeline import durable, runtime
+from pipeline.errors import DataError
+from pipeline.shards import IMAGE_EXTENSIONS, SPLITS, write_shards
+
+_log = logging.getLogger(__name__)
+_NUM_DIGITS_TEST = 540
+_DIGITS_PX = 32
+
+Pairs = Iterator[tuple[str, Mapping[str, bytes]]]
+
+
+def write_digits(out: Path, *, per_shard: int = 300) -> list[Path]:
+    """Write scikit-learn's bundled digits: 1,257 train and 540 test images, 32 px PNG.
+
+    The scans are 8x8 with 17 grey levels; they are enlarged so that a crop has somewhere to move.
+    The split is fixed: the 540 samples whose index hashes lowest are the test set.
+    """
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    order = sorted(range(len(digits.target)), key=lambda i: blake2b(str(i).encode()).digest())
+    chosen = {
+        "test": sorted(order[:_NUM_DIGITS_TEST]),
+        "train": sorted(order[_NUM_DIGITS_TEST:]),
+    }
+    _check_empty(out)
+    return [
+        path
+        for split, indices in chosen.items()
+        for path in write_shards(
+            (
+                (f"{i:06d}", {"png": _digit_png(digits.images[i]), "cls": b"%d" % digits.target[i]})
+                for i in indices
+            ),
+            out,
+            split,
+            per_shard=per_shard,
+        )
+    ]
+
+
+def write_folder(
+    source: Path, out: Path, *, per_shard: int = 1000, holdout: float = 0.0
+) -> list[Path]:
+    """Write a folder of images as shards, their bytes unchanged, in the order of their paths.
+
+    Folders named train, val or test in `source` are splits; otherwise everything is train, but for
+    the share `holdout` that goes to test, chosen by a hash of the path. Where every image lies in a
+    sub-folder, these are classes: each sample gets `.cls`, and `classes.txt` names them in
+    order. Each sample's `.json` holds its path. Raises DataError if there is nothing to write.
+    """
+    if not source.is_dir():
+        raise DataError(f"{source} is no folder; expected a folder of images")
+    if not 0 <= holdout < 1:
+        raise DataError(f"--holdout is a share of the images, 0 to below 1, not {holdout}")
+    files = _files_by_split(source, holdout)
+    classes = _classes(files)
+    _check_empty(out)
+    paths: list[Path] = []
+    with runtime.progress("writing shards", sum(map(len, files.values())), "images") as advance:
+        for split, pairs in files.items():
+            stream = _folder_samples(pairs, classes, advance)
+            paths += write_shards(stream, out, split, per_shard=per_shard)
+    if classes:
+        durable.write_text(out / "classes.txt", "\n".join(classes) + "\n")
+    return paths
+
+
+def _digit_png(scan) -> bytes:  # type: ignore[no-untyped-def]
+    """Enlarge one 8x8 scan of levels 0 to 16 to a grey PNG."""
+    import numpy as np
+    from PIL import Image
+
+    grey = np.rint(scan * (255 / 16)).astype(np.uint8)
+    image = Image.fromarray(grey).resize((_DIGITS_PX, _DIGITS_PX), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _check_empty(out: Path) -> None:
+    """Refuse to mix new shards with others."""
+    if found := sorted(out.glob("*.tar")):
+        raise DataError(
+            f"{out} already holds {len(found)} shards ({found[0].name}, ...): remove it"
+        )
+
+
+def _files_by_split(source: Path, holdout: float) -> dict[str, list[tuple[Path, str]]]:
+    """Return split -> [(file, path within the split's folder)], in the order of the paths."""
+    named = [split for split in SPLITS if (source / split).is_dir()]
+    if named and holdout:
+        raise DataError(f"{source} has its own splits ({', '.join(named)}): --holdout has no place")
+    roots = {split: source / split for split in named} or {"train": source}
+    found = {split: _images_below(root) for split, root in roots.items()}
+    for split, files in found.items():
+        if not files:
+            raise DataError(
+                f"{roots[split]} holds no images (looked for {', '.join(IMAGE_EXTENSIONS)})"
+            )
+    if holdout:
+        cut = int(holdout * 2**64)
+        pairs = found["train"]
+        found = {
+            "train": [pair for pair in pairs if _path_hash(pair[1]) >= cut],
+            "test": [pair for pair in pairs if _path_hash(pair[1]) < cut],
+        }
+    return found
+
+
+def _images_below(root: Path) -> list[tuple[Path, str]]:
+    files = [path for path in root.rglob("*") if path.is_file()]
+    images = [path for path in files if path.suffix[1:].lower() in IMAGE_EXTENSIONS]
+    if len(images) < len(files):
+        _log.warning("%s: left out %d files that are no images", root, len(files) - len(images))
+    return sorted((path, path.relative_to(root).as_posix()) for path in images)
+
+
+def _path_hash(path: str) -> int:
+    digest = blake2b(path.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def _classes(files: Mapping[str, list[tuple[Path, str]]]) -> list[str]:
+    """Return the first-level folder names in order, or none if any image lies outside one."""
+    paths = [path for pairs in files.values() for _, path in pairs]
+    if not all("/" in path for path in paths):
+        return []
+    return sorted({path.split("/", 1)[0] for path in paths})
+
+
+def _folder_samples(
+    pairs: list[tuple[Path, str]], classes: list[str], advance: runtime.Advance
+) -> Pairs:
+    numbers = {name: number for number, name in enumerate(classes)}
+    for ordinal, (file, path) in enumerate(pairs):
+        members = {file.suffix[1:].lower(): file.read_bytes()}
+        members["json"] = json.dumps({"path": path}).encode()
+        if classes:
+            members["cls"] = str(numbers[path.split("/", 1)[0]]).encode()
+        yield f"{ordinal:09d}", members
+        advance(1)

@@ -1,0 +1,103 @@
+"""Files and folders that appear whole or not at all."""
+
+import json
+import os
+import shutil
+import signal
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def fault_point(name: str) -> None:
+    """Kill this process if a test asked for it here (BEAMCLIP_FAULT_POINT=name[:count]).
+
+    With a count, the first count-1 passages survive.
+    """
+    wanted, _, count = os.environ.get("BEAMCLIP_FAULT_POINT", "").partition(":")
+    if wanted != name:
+        return
+    passed = int(os.environ.get("BEAMCLIP_FAULT_PASSED", "0")) + 1
+    os.environ["BEAMCLIP_FAULT_PASSED"] = str(passed)
+    if passed >= int(count or 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fsync_folder(path: Path) -> None:
+    """Make the names inside `path` survive a power cut, as far as the file system promises."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_tree(root: Path) -> None:
+    """Flush every file below `root`, then every folder, deepest first."""
+    for folder, _, names in os.walk(root, topdown=False):
+        for name in names:
+            with open(os.path.join(folder, name), "rb") as file:
+                os.fsync(file.fileno())
+        fsync_folder(Path(folder))
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path; on success it is flushed and takes the place of `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        fsync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def publish_folder(temporary: Path, final: Path) -> bool:
+    """Rename a finished folder into place; False if another writer's already stands there.
+
+    The loser's copy is dropped: a folder is published once, and never changed after.
+    """
+    fsync_tree(temporary)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    fault_point("before-rename")
+    try:
+        temporary.rename(final)
+    except OSError:
+        if not final.is_dir():
+            raise
+        shutil.rmtree(temporary)
+        return False
+    fault_point("after-rename")
+    fsync_folder(final.parent)
+    return True
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, whole or not at all; NaN is refused."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def create_json(path: Path, value: Any) -> None:
+    """Write `value` to a file that must not exist yet; raises FileExistsError if it does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.link(temporary, path)  # unlike rename, fails if the name is taken
+        fsync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)

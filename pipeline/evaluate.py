@@ -1,0 +1,78 @@
+"""Scores a finished run: frozen student and cached teacher under the same probes."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.batches import eval_batches
+from pipeline.cache.reader import Anchors, TargetCache
+from pipeline.contracts import Features
+from pipeline.errors import CacheError
+from pipeline.features import student_features, teacher_features
+from pipeline.probes import PROBES, ProbeOptions
+from pipeline.rundir import WEIGHTS, RunDir
+from pipeline.schedule import EVAL
+from pipeline.shards import Shard
+from pipeline.students import Student
+
+Scores = dict[str, dict[str, dict[str, float]]]
+
+
+def evaluate_run(
+    run: RunDir,
+    student: Student,
+    cache_path: Path,
+    shards: Sequence[Shard],
+    spec: ProbeOptions,
+    *,
+    zeroshot_set: str,
+    input_px: int,
+    device: torch.device,
+    workers: int = 0,
+) -> Scores:
+    """Run the probes for the teacher (from the cache) and the student (EMA and raw weights).
+
+    Returns {encoder: {probe: {score: value}}} with encoders teacher, student, student_raw and
+    chance, and writes it to the run's probe.json.
+    """
+    splits = {split: _open_eval(cache_path, split) for split in ("train", "test")}
+    anchors = splits["test"].anchors(zeroshot_set)
+    scores = {"teacher": _probe({s: teacher_features(c) for s, c in splits.items()}, anchors, spec)}
+    for name in WEIGHTS:
+        student.load_state_dict(run.load_weights(name))
+        student.to(device)
+        features = {
+            split: student_features(
+                student, eval_batches(cache, shards, input_px=input_px, workers=workers), device
+            )
+            for split, cache in splits.items()
+        }
+        scores[name] = _probe(features, anchors, spec)
+    scores["chance"] = _chance(np.array(splits["test"].column("label")), spec)
+    run.write_scores(scores)
+    return scores
+
+
+def _open_eval(path: Path, split: str) -> TargetCache:
+    cache = TargetCache.open(path, split, EVAL)
+    if len(cache) == 0:
+        raise CacheError(f"{path}: split {split} is empty; the probes need train and test")
+    return cache
+
+
+def _probe(
+    features: Mapping[str, Features], anchors: Anchors, spec: ProbeOptions
+) -> dict[str, dict[str, float]]:
+    return {
+        name: PROBES[name].run(features["train"], features["test"], anchors, getattr(spec, name))
+        for name in spec.run
+    }
+
+
+def _chance(labels_N: np.ndarray, spec: ProbeOptions) -> dict[str, dict[str, float]]:
+    """Return what always naming the commonest test class would score."""
+    known = labels_N[labels_N >= 0]
+    share = float(np.bincount(known).max() / len(known))
+    return {name: {PROBES[name].headline: share} for name in spec.run}

@@ -1,0 +1,48 @@
+"""Zero-shot probe: the nearest text anchor names the class.
+
+Shape letters: N rows, A anchors (one per class), D teacher dimension.
+"""
+
+import numpy as np
+
+from pipeline.cache.reader import Anchors
+from pipeline.contracts import Features
+from pipeline.errors import ProbeError
+from pipeline.options import options
+
+
+@options
+class ZeroshotOptions:
+    """Nothing to set: the prompt set is the recipe's `prompts.zeroshot`."""
+
+
+def run(
+    train: Features, test: Features, anchors: Anchors, spec: ZeroshotOptions
+) -> dict[str, float]:
+    """Classify the test rows by cosine to the anchors.
+
+    Returns top1, top5 (with more than 5 classes) and mean_per_class, shares of the labelled rows.
+    Raises ProbeError without labels, or for labels that the prompt set does not have.
+    """
+    known = test.labels_N >= 0
+    labels_N, embedding_ND = test.labels_N[known], test.embedding_ND[known].astype(np.float32)
+    num_classes = len(anchors.class_names)
+    if not known.any():
+        raise ProbeError("no test sample has a label (.cls): the zero-shot probe needs them")
+    if labels_N.max() >= num_classes:
+        raise ProbeError(
+            f"a test sample has label {labels_N.max()}, prompt set {anchors.name} has "
+            f"{num_classes} classes (0 to {num_classes - 1}): give the prompts of this dataset"
+        )
+    if not np.isfinite(embedding_ND).all():
+        raise ProbeError("the test embeddings hold NaN or Inf: training has diverged")
+    # Stable: between equal cosines the lower class number wins.
+    ranked_NA = np.argsort(-(embedding_ND @ anchors.embeddings_AD.T), axis=1, kind="stable")
+    right_N = ranked_NA[:, 0] == labels_N
+    scores = {
+        "top1": float(right_N.mean()),
+        "mean_per_class": float(np.mean([right_N[labels_N == c].mean() for c in set(labels_N)])),
+    }
+    if num_classes > 5:
+        scores["top5"] = float((ranked_NA[:, :5] == labels_N[:, None]).any(axis=1).mean())
+    return scores

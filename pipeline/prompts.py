@@ -1,0 +1,141 @@
+"""Turns prompt files into prompt sets: the texts that stand for each class."""
+
+import string
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import DataError
+from pipeline.options import nearest, options, parse
+
+_SPECIAL = ("<start_of_text>", "<end_of_text>")
+_ROOTS = (
+    Path(__file__).parent / "bundled" / "prompts",  # in an installed wheel
+    Path(__file__).parents[1] / "prompts",  # in a clone
+)
+
+
+@options
+class PromptOptions:
+    """Which prompt file a cache is made with, and which of its sets serves for what."""
+
+    file: str  # a name under prompts/, or a path to a YAML file
+    anchors: str  # the set whose embeddings are the anchors of training
+    zeroshot: str  # the set whose embeddings classify in the zero-shot probe
+
+
+@options
+class ClassPrompt:
+    """One class: its name, and the context that tells it from its namesakes."""
+
+    name: str
+    coarse: str | None = None
+    description: str | None = None
+
+
+@options
+class PromptFile:
+    """A prompt file: classes in the dataset's order, and templates by the name of their set."""
+
+    dataset: str
+    classes: tuple[ClassPrompt, ...]
+    prompt_sets: dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Class texts after templates and context: texts[class][template]."""
+
+    name: str
+    class_names: tuple[str, ...]
+    templates: tuple[str, ...]
+    texts: tuple[tuple[str, ...], ...]
+
+
+def load_prompts(file: str) -> PromptFile:
+    """Read and check a prompt file by name ("digits") or path; raises DataError."""
+    import yaml
+
+    path = _find(file)
+    try:
+        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DataError(f"{path} is no readable prompt file: {error}") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: expected a mapping with dataset, classes and prompt_sets")
+    prompts = parse(PromptFile, content, where=f"prompt file {path}")
+    _check_classes(path, prompts.classes)
+    return prompts
+
+
+def prompt_set(prompts: PromptFile, name: str) -> PromptSet:
+    """Fill in the templates of one set; raises DataError for a field that a class lacks."""
+    if name not in prompts.prompt_sets:
+        hint = nearest(name, prompts.prompt_sets)
+        raise DataError(f"prompts for {prompts.dataset} have no set {name!r}: {hint}")
+    templates = prompts.prompt_sets[name]
+    if not templates:
+        raise DataError(f"prompt set {name!r} of {prompts.dataset} has no template")
+    for template in templates:
+        _check_template(template)
+    return PromptSet(
+        name=f"{prompts.dataset}-{name}",
+        class_names=tuple(item.name for item in prompts.classes),
+        templates=templates,
+        texts=tuple(
+            tuple(_fill(template, item) for template in templates) for item in prompts.classes
+        ),
+    )
+
+
+def _find(file: str) -> Path:
+    if file.endswith((".yaml", ".yml")):
+        return Path(file)
+    known = {path.stem: path for root in _ROOTS for path in root.glob("*.yaml")}
+    if file not in known:
+        raise DataError(
+            f"no prompt file {file!r}: {nearest(file, known)}; or give the path of a .yaml file"
+        )
+    return known[file]
+
+
+def _check_classes(path: Path, classes: Sequence[ClassPrompt]) -> None:
+    if not classes:
+        raise DataError(f"{path}: the list of classes is empty")
+    seen: dict[str, str] = {}
+    for item in classes:
+        folded = unicodedata.normalize("NFC", item.name).casefold().strip()
+        if not folded:
+            raise DataError(f"{path}: a class has an empty name")
+        if folded in seen:
+            raise DataError(
+                f"{path}: classes {seen[folded]!r} and {item.name!r} read the same to a teacher, "
+                "so no image could be told apart by them: give each its own name"
+            )
+        if found := [mark for mark in _SPECIAL if mark in item.name]:
+            raise DataError(f"{path}: class {item.name!r} holds the tokenizer's own {found[0]}")
+        seen[folded] = item.name
+
+
+def _check_template(template: str) -> None:
+    try:
+        fields = {
+            field for _, field, _, _ in string.Formatter().parse(template) if field is not None
+        }
+    except ValueError as error:
+        raise DataError(f"template {template!r}: {error}") from None
+    valid = {"label", "coarse", "description"}
+    if "label" not in fields:
+        raise DataError(f"template {template!r} has no {{label}}: every class would read the same")
+    for field in fields - valid:
+        raise DataError(f"template {template!r}: unknown field {field!r}; {nearest(field, valid)}")
+
+
+def _fill(template: str, item: ClassPrompt) -> str:
+    fields = {"label": item.name, "coarse": item.coarse, "description": item.description}
+    for _, field, _, _ in string.Formatter().parse(template):
+        if field is not None and not fields[field]:
+            raise DataError(f"template {template!r} needs {field!r}, which {item.name!r} lacks")
+    return template.format(**fields)

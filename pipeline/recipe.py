@@ -1,0 +1,115 @@
+"""Recipes: the YAML that fixes every number of a cache, a training and its probes."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.embed import CacheOptions
+from pipeline.errors import RecipeError
+from pipeline.losses import Term, parse_terms
+from pipeline.options import nearest, options, parse, to_mapping
+from pipeline.probes import ProbeOptions
+from pipeline.prompts import PromptOptions
+from pipeline.schedule import Schedule
+from pipeline.students import StudentOptions
+from pipeline.teacher import TeacherOptions
+from pipeline.train import TrainOptions
+from pipeline.views import DecodePolicy
+
+_FOLDER = Path(__file__).parent / "recipes"
+
+
+@options
+class Recipe:
+    """Everything that changes a number; where and how it runs is the command line's."""
+
+    name: str
+    teacher: TeacherOptions
+    schedule: Schedule
+    views: int  # V: scheduled views per training sample
+    prompts: PromptOptions
+    student: StudentOptions = StudentOptions()
+    losses: dict[str, dict[str, Any]]
+    training: TrainOptions
+    probes: ProbeOptions = ProbeOptions()
+    decode: DecodePolicy = DecodePolicy()
+    max_skip_fraction: float = 0.01  # of a split's samples; more, and the cache is not sealed
+
+    def __post_init__(self) -> None:
+        if self.views < 1:
+            raise ValueError(f"views is at least 1, not {self.views}")
+        if not 0 <= self.max_skip_fraction <= 1:
+            raise ValueError(f"max_skip_fraction is a share, 0 to 1, not {self.max_skip_fraction}")
+
+    def cache_options(self) -> CacheOptions:
+        """Return what stage one needs of the recipe."""
+        return CacheOptions(
+            teacher=self.teacher,
+            schedule=self.schedule,
+            views=self.views,
+            prompts=self.prompts,
+            decode=self.decode,
+            max_skip_fraction=self.max_skip_fraction,
+        )
+
+    def terms(self) -> list[Term]:
+        """Return the losses that have a weight."""
+        return parse_terms(self.losses, where=f"recipe {self.name}")
+
+    def resolved(self) -> dict[str, Any]:
+        """Return every field, defaults filled in, as plain values."""
+        return dict(to_mapping(self))
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Load a recipe by name or path, with `a.b=value` overrides on top; raises RecipeError.
+
+    Precedence: defaults of the options, then the YAML, then the overrides (values are YAML too).
+    """
+    import yaml
+
+    path = _find(name)
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"recipe {path} cannot be read: {error}") from None
+    if not isinstance(fields, dict):
+        raise RecipeError(f"recipe {path}: expected a mapping, found {type(fields).__name__}")
+    for override in overrides:
+        _override(fields, override)
+    return recipe_from(fields, where=f"recipe {path}")
+
+
+def recipe_from(fields: Mapping[str, Any], *, where: str) -> Recipe:
+    """Build a recipe from plain values, checking its losses too."""
+    recipe = parse(Recipe, fields, where=where)
+    parse_terms(recipe.losses, where=where)
+    return recipe
+
+
+def _find(name: str) -> Path:
+    if name.endswith((".yaml", ".yml")):
+        return Path(name)
+    known = {path.stem: path for path in _FOLDER.glob("*.yaml")}
+    if name not in known:
+        raise RecipeError(f"no recipe {name!r}: {nearest(name, known)}; or give a .yaml file")
+    return known[name]
+
+
+def _override(fields: dict[str, Any], override: str) -> None:
+    """Set one dotted field; the check of unknown keys comes with the rest."""
+    import yaml
+
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise RecipeError(f"--set {override!r}: expected field=value, as in training.seed=1")
+    *parents, last = path.split(".")
+    inner = fields
+    for parent in parents:
+        inner = inner.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise RecipeError(f"--set {override!r}: {parent!r} is a value, it has no fields")
+    try:
+        inner[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise RecipeError(f"--set {override!r}: {text!r} is no value") from None

@@ -1,0 +1,181 @@
+"""Where work runs: device, threads, processes; and how its progress shows."""
+
+import contextlib
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from pipeline.errors import BeamclipError
+
+if TYPE_CHECKING:
+    import torch
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+class Advance(Protocol):
+    """Moves a progress bar by `count`; a note, if given, stands where the rate would."""
+
+    def __call__(self, count: int, note: str = "") -> None: ...
+
+
+_LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "pillow", "numpy", "zarr")
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def pick_device(name: str) -> "torch.device":
+    """Return the device called `name` ("auto" takes a GPU if there is one)."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise BeamclipError(f"--device {name}: no CUDA device is visible; use --device cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise BeamclipError(f"--device {name!r}: expected auto, cpu, cuda or cuda:N") from None
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Run the block with `count` torch threads: results on a CPU depend on their number."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the libraries that decide pixels and vectors."""
+    found = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def git_commit() -> str | None:
+    """Return the commit of the checkout this code runs from, or None outside of one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        result = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+        if result.returncode == 0:
+            return result.stdout.strip()
+    return None
+
+
+@contextlib.contextmanager
+def progress(title: str, total: int, unit: str) -> Iterator[Advance]:
+    """Show a bar with rate and time left on a terminal; yield the function that moves it.
+
+    Silent where stderr is no terminal.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    if not sys.stderr.isatty():
+        yield lambda count, note="": None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,}/{task.total:,} {task.fields[unit]}"),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=total, unit=unit, rate="")
+
+        def advance(count: int, note: str = "") -> None:
+            speed = bar.tasks[0].speed
+            rate = f"{speed:,.0f} {unit}/s" if speed else ""
+            bar.update(task, advance=count, rate=note or rate)
+
+        yield advance
+
+
+def run_jobs(
+    work: Callable[[Job], Result], jobs: Sequence[Job], *, workers: int, threads: int
+) -> Iterator[tuple[Job, Result | BaseException]]:
+    """Yield (job, result or error) as jobs finish: here if `workers` is 0, else on dask.
+
+    One failing job does not stop the others. Nothing about correctness rests on dask: a job that
+    runs twice must publish once by itself.
+    """
+    if workers == 0:
+        yield from _run_here(work, jobs)
+    elif jobs:
+        yield from _run_on_dask(work, jobs, workers=min(workers, len(jobs)), threads=threads)
+
+
+def _run_here(
+    work: Callable[[Job], Result], jobs: Sequence[Job]
+) -> Iterator[tuple[Job, Result | BaseException]]:
+    for job in jobs:
+        try:
+            yield job, work(job)
+        except (BeamclipError, OSError) as error:
+            yield job, error
+
+
+def _run_on_dask(
+    work: Callable[[Job], Result], jobs: Sequence[Job], *, workers: int, threads: int
+) -> Iterator[tuple[Job, Result | BaseException]]:
+    """Keep two jobs per worker in flight on a local cluster that listens on loopback only."""
+    from distributed import as_completed
+
+    with _local_client(workers, threads) as client:
+        waiting = list(reversed(jobs))
+        futures: dict[Any, Job] = {}
+
+        def submit() -> Any:
+            job = waiting.pop()
+            future = client.submit(work, job, pure=False, retries=1)
+            futures[future.key] = job
+            return future
+
+        window = as_completed([submit() for _ in range(min(2 * workers, len(waiting)))])
+        for future in window:
+            job = futures.pop(future.key)
+            error = future.exception()
+            outcome = future.result() if error is None else error
+            if waiting:
+                window.add(submit())
+            yield job, outcome
+
+
+@contextlib.contextmanager
+def _local_client(workers: int, threads: int) -> Iterator[Any]:
+    import dask
+    from distributed import Client, LocalCluster
+
+    # Nannies preset one thread for everything; results depend on the number, so it is stated.
+    spawn_environment = {name: str(threads) for name in _THREAD_VARIABLES}
+    settings = {
+        "distributed.nanny.pre-spawn-environ": spawn_environment,
+        "distributed.scheduler.work-stealing": False,
+        "distributed.admin.log-length": 100,
+    }
+    with (
+        dask.config.set(settings),
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            memory_limit=0,
+            silence_logs=40,  # errors
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client

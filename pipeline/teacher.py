@@ -1,0 +1,328 @@
+"""Loads frozen teachers exactly as named, and embeds images and texts with them.
+
+A teacher that cannot be loaded with its own weights, preprocessing and tokenizer is an error:
+open_clip would otherwise carry on with random weights, another model's preprocessing or a default
+tokenizer. Shape letters: B batch, A texts, D teacher dimension, S side in pixels.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from pipeline.errors import TeacherError
+from pipeline.options import nearest, options, to_mapping
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+LOCAL_DIR, HF_HUB = "local-dir:", "hf-hub:"
+_HUB = ("huggingface.co", 443)
+_HUB_SECONDS = 2.0
+_PREPROCESS_FIELDS = ("size", "mean", "std", "interpolation", "resize_mode")
+_PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+@options
+class TeacherOptions:
+    """Which teacher, and in which batches: all that decides its numbers.
+
+    On a CPU, vectors depend on the batch shape and the number of threads in their last bits, so
+    both belong to a recipe.
+    """
+
+    model: str  # an open_clip name, "local-dir:FOLDER" or "hf-hub:OWNER/NAME"
+    pretrained: str | None = None  # an open_clip tag, for a name
+    kind: Literal["open_clip"] = "open_clip"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    batch_size: int = 64
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.threads < 1:
+            raise ValueError("batch_size and threads are at least 1")
+
+
+@options
+class Preprocess:
+    """How pixels become a teacher's input. size is the side in pixels of its square input."""
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: Literal["bicubic", "bilinear"]
+    resize_mode: Literal["shortest", "longest", "squash"]
+
+
+class Teacher(Protocol):
+    """What stage one asks of a teacher."""
+
+    preprocess: Preprocess
+    dim: int
+    logit_scale: float
+    logit_bias: float | None
+    max_tokens: int
+
+    def embed_images(self, views_B3SS: "Tensor") -> "Tensor":
+        """Embed uint8 [B,3,S,S] views: float32 [B,D], normalised, on the CPU."""
+
+    def embed_texts(self, texts: Sequence[str]) -> "Tensor":
+        """Embed texts: float32 [A,D], normalised, on the CPU."""
+
+    def count_tokens(self, text: str) -> int:
+        """Count the tokens of a text, uncut, marks of start and end included."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return all that tells this teacher from another, as plain values."""
+
+
+def load_teacher(spec: TeacherOptions, device: "torch.device") -> Teacher:
+    """Load the teacher that `spec` names; raises TeacherError."""
+    return TEACHERS[spec.kind](spec, device)
+
+
+def check_teacher(spec: TeacherOptions) -> None:
+    """Raise TeacherError for what can be told in a moment, before anything heavy is imported."""
+    if spec.model.startswith(LOCAL_DIR):
+        _read_local_config(Path(spec.model.removeprefix(LOCAL_DIR)))
+
+
+class OpenClipTeacher:
+    """An open_clip model, in evaluation mode, without gradients."""
+
+    def __init__(
+        self,
+        spec: TeacherOptions,
+        model: Any,
+        tokenizer: Any,
+        architecture: dict[str, Any],
+        device: "torch.device",
+    ) -> None:
+        import torch
+
+        self._spec, self._tokenizer, self._device = spec, tokenizer, device
+        self._architecture = architecture
+        self._model = model.eval().requires_grad_(False)
+        self._dtype = getattr(torch, _PRECISIONS[spec.precision])
+        self.preprocess = _preprocess(model.visual.preprocess_cfg, spec.model)
+        self._mean = torch.tensor(self.preprocess.mean, device=device)[:, None, None]
+        self._std = torch.tensor(self.preprocess.std, device=device)[:, None, None]
+        self.logit_scale = float(model.logit_scale.detach().float().exp())
+        bias = getattr(model, "logit_bias", None)
+        self.logit_bias = None if bias is None else float(bias.detach().float())
+        self.max_tokens = int(tokenizer.context_length)
+        self.dim = int(self.embed_texts(["a"]).shape[1])
+
+    def embed_images(self, views_B3SS: "Tensor") -> "Tensor":
+        """Embed uint8 [B,3,S,S] views: float32 [B,D], normalised, on the CPU."""
+        import torch
+
+        with torch.inference_mode():
+            pixels = views_B3SS.to(self._device, non_blocking=True).float() / 255
+            pixels = ((pixels - self._mean) / self._std).to(self._dtype)
+            return self._normalised(self._model.encode_image(pixels))
+
+    def embed_texts(self, texts: Sequence[str]) -> "Tensor":
+        """Embed texts: float32 [A,D], normalised, on the CPU; over-long texts are the caller's."""
+        import torch
+
+        with torch.inference_mode():
+            tokens = self._tokenizer(list(texts)).to(self._device)
+            return self._normalised(self._model.encode_text(tokens))
+
+    def count_tokens(self, text: str) -> int:
+        """Count the tokens of a text, uncut, marks of start and end included."""
+        if hasattr(self._tokenizer, "encode"):
+            return len(self._tokenizer.encode(text)) + 2
+        return len(self._tokenizer.tokenizer(text)["input_ids"])
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return all that tells this teacher from another, as plain values."""
+        return {
+            "model": self._spec.model,
+            "pretrained": self._spec.pretrained,
+            "weights_sha256": _weights_sha256(self._model),
+            "architecture": self._architecture,
+            "preprocess": to_mapping(self.preprocess),
+            "tokenizer": f"{type(self._tokenizer).__name__}, {self.max_tokens} tokens",
+            "precision": self._spec.precision,
+            "dim": self.dim,
+            "logit_scale": self.logit_scale,
+            "logit_bias": self.logit_bias,
+        }
+
+    def _normalised(self, vectors: "Tensor") -> "Tensor":
+        from torch.nn.functional import normalize
+
+        # Cast first: normalising in half precision leaves norms off by a tenth of a percent.
+        return normalize(vectors.float(), dim=-1).cpu()
+
+
+def _load_open_clip(spec: TeacherOptions, device: "torch.device") -> Teacher:
+    check_teacher(spec)
+    if not spec.model.startswith(LOCAL_DIR):
+        _offline_if_unreachable()
+    import open_clip
+
+    if not spec.model.startswith((LOCAL_DIR, HF_HUB)):
+        _check_name_and_tag(spec)
+    with _quiet_log(), _named_errors(spec):
+        model = open_clip.create_model_from_pretrained(
+            spec.model,
+            pretrained=spec.pretrained,
+            precision=spec.precision,
+            device=device,
+            return_transform=False,
+        )
+        tokenizer = open_clip.get_tokenizer(spec.model)
+        architecture = _architecture(spec.model)
+    return OpenClipTeacher(spec, model, tokenizer, architecture, device)
+
+
+def _read_local_config(folder: Path) -> dict[str, Any]:
+    """Return open_clip_config.json of a model folder, whose files are all that a teacher needs."""
+    path = folder / "open_clip_config.json"
+    if not path.is_file():
+        raise TeacherError(
+            f"no teacher in {folder}: expected {path.name} and .safetensors weights there "
+            "(`beamclip teacher tiny` makes such a folder, as does open_clip's push_to_hf_hub)"
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        preprocess = config["preprocess_cfg"]
+        missing = [field for field in _PREPROCESS_FIELDS if field not in preprocess]
+        _ = config["model_cfg"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise TeacherError(f"{path}: expected model_cfg and preprocess_cfg; {error!r}") from None
+    if missing:
+        raise TeacherError(
+            f"{path}: preprocess_cfg lacks {', '.join(missing)}; what is missing would silently "
+            "become OpenAI's: state every field"
+        )
+    if not list(folder.glob("*.safetensors")):
+        raise TeacherError(f"no .safetensors weights in {folder}: a random teacher is never used")
+    return dict(config)
+
+
+def _check_name_and_tag(spec: TeacherOptions) -> None:
+    import open_clip
+
+    names = open_clip.list_models()
+    if spec.model not in names:
+        close = nearest(spec.model, names)
+        hint = close if "did you mean" in close else "see open_clip.list_models()"
+        raise TeacherError(f"open_clip knows no model {spec.model!r}: {hint}")
+    tags = open_clip.list_pretrained_tags_by_model(spec.model)
+    if spec.pretrained is None:
+        raise TeacherError(
+            f"teacher {spec.model} needs `pretrained`, one of: {', '.join(tags) or '(none)'}; "
+            "a random teacher is never used"
+        )
+    if open_clip.get_pretrained_cfg(spec.model, spec.pretrained):
+        return
+    if Path(spec.pretrained).exists():
+        raise TeacherError(
+            f"{spec.pretrained} is a bare weights file, which says nothing of its preprocessing: "
+            f"put it in a folder with open_clip_config.json and use model: {LOCAL_DIR}FOLDER"
+        )
+    raise TeacherError(
+        f"{spec.model} has no tag {spec.pretrained!r}: {nearest(spec.pretrained, tags)}"
+    )
+
+
+def _offline_if_unreachable() -> None:
+    """Switch the hub client to its local files when the hub does not answer: no retry storm."""
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "HF_ENDPOINT")):
+        return
+    try:
+        socket.create_connection(_HUB, timeout=_HUB_SECONDS).close()
+    except OSError:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read when the client is imported
+
+
+@contextlib.contextmanager
+def _named_errors(spec: TeacherOptions) -> Iterator[None]:
+    """Say which teacher failed and what to do, whatever the library raised."""
+    try:
+        yield
+    except TeacherError:
+        raise
+    except Exception as error:  # the hub's, torch's and safetensors' errors share no root
+        what = f"teacher {spec.model}" + (f" ({spec.pretrained})" if spec.pretrained else "")
+        advice = (
+            "check that its files are whole"
+            if spec.model.startswith(LOCAL_DIR)
+            else "its weights must be in the hub's local cache or the hub reachable; or copy them "
+            f"to a folder and use model: {LOCAL_DIR}FOLDER"
+        )
+        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else ""
+        raise TeacherError(
+            f"cannot load {what}: {type(error).__name__}: {reason}; {advice}"
+        ) from None
+
+
+@contextlib.contextmanager
+def _quiet_log() -> Iterator[None]:
+    """Keep open_clip's own error log from repeating what the exception says."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _architecture(model: str) -> dict[str, Any]:
+    """Return the model's configuration (quick_gelu included), as plain values."""
+    import open_clip
+
+    if model.startswith(LOCAL_DIR):
+        config = _read_local_config(Path(model.removeprefix(LOCAL_DIR)))["model_cfg"]
+    elif model.startswith(HF_HUB):
+        from huggingface_hub import hf_hub_download
+
+        path = hf_hub_download(model.removeprefix(HF_HUB), "open_clip_config.json")
+        config = json.loads(Path(path).read_text(encoding="utf-8"))["model_cfg"]
+    else:
+        config = open_clip.get_model_config(model)
+    return {"quick_gelu": False, **json.loads(json.dumps(config))}
+
+
+def _preprocess(config: dict[str, Any], model: str) -> Preprocess:
+    """Read open_clip's preprocessing; raises TeacherError for what views cannot reproduce."""
+    size = config["size"]
+    sides = set(size) if isinstance(size, list | tuple) else {size}
+    if len(sides) != 1 or config["interpolation"] not in ("bicubic", "bilinear"):
+        raise TeacherError(f"{model}: expected a square input, bicubic or bilinear; found {config}")
+    if config["resize_mode"] == "longest" and config.get("fill_color", 0):
+        raise TeacherError(f"{model}: padding with a fill_color other than 0 is not supported")
+    return Preprocess(
+        size=int(sides.pop()),
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation=config["interpolation"],
+        resize_mode=config["resize_mode"],
+    )
+
+
+def _weights_sha256(model: Any) -> str:
+    """Hash the name, type and bytes of every tensor, in name order: of what was really loaded."""
+    import torch
+
+    digest = sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {flat.dtype} {tuple(flat.shape)}\n".encode())
+        digest.update(flat.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+TEACHERS: dict[str, Callable[[TeacherOptions, "torch.device"], Teacher]] = {
+    "open_clip": _load_open_clip,
+}
