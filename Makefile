@@ -1,0 +1,75 @@
+# beamclip: one command per stage; each makes what it needs first.
+PYTHON  ?= python3
+RECIPE  ?= digits
+MODEL   ?= rn18
+NAME    := $(basename $(notdir $(RECIPE)))
+DATA    ?= data/shards/$(NAME)
+CACHE   ?= data/cache/$(NAME)
+RUN     ?= data/runs/$(NAME)-$(MODEL)
+WORKERS ?= 0
+SET     ?=
+
+BIN    := .venv/bin
+STAMP  := .venv/.installed
+SEAL   := $(CACHE)/index/000000/seal.json
+INPUTS := $(STAMP)
+
+# The digits recipe brings its data and its teacher; any other expects DATA and a teacher that loads.
+ifeq ($(NAME),digits)
+TEACHER := data/teachers/digits/open_clip_config.json
+INPUTS  += $(DATA)/.complete $(TEACHER)
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test test-slow lint teacher-cache train-student probe clean
+.DELETE_ON_ERROR:
+
+help: ## List the targets and their variables
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@echo
+	@echo "Variables: RECIPE=$(RECIPE) MODEL=$(MODEL) DATA=$(DATA) CACHE=$(CACHE)"
+	@echo "           RUN=$(RUN) WORKERS=$(WORKERS) SET='--set training.seed=1'"
+
+setup: $(STAMP) ## Make .venv and install beamclip in it; nothing if it is current
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+test: $(STAMP) ## Run the tests that take seconds each
+	$(BIN)/pytest
+
+test-slow: $(STAMP) ## Run the tests that take longer
+	$(BIN)/pytest -m slow
+
+lint: $(STAMP) ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+teacher-cache: $(INPUTS) ## Stage one: embed DATA with the recipe's teacher into CACHE
+	$(BIN)/beamclip teacher-cache --shards $(DATA) --cache $(CACHE) --recipe $(RECIPE) --workers $(WORKERS) $(SET)
+
+train-student: $(SEAL) ## Stage two: train MODEL from CACHE into RUN
+	$(BIN)/beamclip train-student --cache $(CACHE) --shards $(DATA) --recipe $(RECIPE) --model $(MODEL) --run $(RUN) --resume $(SET)
+
+probe: $(RUN)/student.safetensors ## Score RUN beside its teacher; makes all that is missing first
+	$(BIN)/beamclip probe --run $(RUN)
+
+clean: ## Remove shards, teachers, caches and runs made under data/
+	rm -rf data/shards data/teachers data/cache data/runs
+
+$(SEAL): | $(INPUTS)
+	$(MAKE) --no-print-directory teacher-cache
+
+$(RUN)/student.safetensors: | $(SEAL)
+	$(MAKE) --no-print-directory train-student
+
+data/shards/digits/.complete: | $(STAMP)
+	rm -rf $(@D)
+	$(BIN)/beamclip data digits --out $(@D)
+	touch $@
+
+data/teachers/digits/open_clip_config.json: | data/shards/digits/.complete
+	$(BIN)/beamclip teacher tiny --shards data/shards/digits --prompts digits --to $(@D)

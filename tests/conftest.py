@@ -1,0 +1,98 @@
+"""Fixtures: real, tiny inputs that the tests share."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+# Before torch is imported anywhere: tests share two cores, and must not ask a hub for anything.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from tests.inputs import PROMPTS, TINY_RECIPE, build, labelled_samples, make_teacher
+
+
+@pytest.fixture(autouse=True)
+def _own_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep decoded views of one test away from another's."""
+    monkeypatch.setenv("BEAMCLIP_SCRATCH", str(tmp_path / "scratch"))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Run torch on one thread and leave it as it was."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def shards_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two train shards of 14 and 10 samples, one test shard of 12."""
+    from pipeline.shards import write_shards
+
+    folder = tmp_path_factory.mktemp("shards")
+    write_shards(labelled_samples(24, seed=1), folder, "train", per_shard=14)
+    write_shards(labelled_samples(12, seed=2), folder, "test", per_shard=14)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def teacher_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ordinary open_clip folder of a very small model with random weights."""
+    return make_teacher(tmp_path_factory.mktemp("teachers") / "random", seed=0)
+
+
+@pytest.fixture(scope="session")
+def recipe_file(tmp_path_factory: pytest.TempPathFactory, teacher_dir: Path) -> Path:
+    """A recipe for the shards, with its prompt file, as a user would write them."""
+    folder = tmp_path_factory.mktemp("recipe")
+    (folder / "shapes-prompts.yaml").write_text(PROMPTS, encoding="utf-8")
+    recipe = TINY_RECIPE.format(teacher=teacher_dir, prompts=folder / "shapes-prompts.yaml")
+    (folder / "shapes.yaml").write_text(recipe, encoding="utf-8")
+    return folder / "shapes.yaml"
+
+
+@pytest.fixture(scope="session")
+def sealed_cache(
+    tmp_path_factory: pytest.TempPathFactory, shards_dir: Path, recipe_file: Path
+) -> Path:
+    """A sealed cache of the shards; read it, never change it (see `cache_copy`)."""
+    return build(tmp_path_factory.mktemp("cache") / "sealed", shards_dir, recipe_file)
+
+
+@pytest.fixture
+def cache_copy(tmp_path: Path, sealed_cache: Path) -> Path:
+    """A copy of the sealed cache that a test may damage."""
+    return Path(shutil.copytree(sealed_cache, tmp_path / "cache"))
+
+
+Invoke = Callable[..., "Outcome"]
+
+
+class Outcome:
+    """What a command left: exit code and text."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def beamclip() -> Invoke:
+    """Run a command line in this process: beamclip("probe", "--run", path)."""
+    from click.testing import CliRunner
+
+    from pipeline.cli import main
+
+    def invoke(*arguments: object) -> Outcome:
+        result = CliRunner().invoke(main, [str(a) for a in arguments])
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return Outcome(result.exit_code, result.stdout, result.stderr)
+
+    return invoke

@@ -1,0 +1,124 @@
+"""Makes real, tiny inputs: images, shards, a teacher, a cache."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+NUM_CLASSES = 3
+IMAGE_PX = 32
+TINY_RECIPE = """
+name: shapes
+teacher: {{model: "local-dir:{teacher}", batch_size: 16}}
+views: 2
+schedule: {{name: mild, crop_scale: [0.7, 1.0]}}
+prompts: {{file: "{prompts}", anchors: context, zeroshot: plain}}
+student: {{model: resnet10t}}
+losses:
+  csm_ce: {{weight: 1}}
+  entmin: {{weight: 1}}
+  ism: {{weight: 10}}
+training: {{epochs: 2, batch_size: 8, learning_rate: 0.02}}
+max_skip_fraction: 0.1
+"""
+PROMPTS = """
+dataset: shapes
+classes:
+  - {name: red square, coarse: warm shape}
+  - {name: green square, coarse: cool shape}
+  - {name: blue square, coarse: cool shape}
+prompt_sets:
+  context: ["A photo of a {label}, categorized as {coarse}."]
+  plain: ["A photo of a {label}.", "A drawing of a {label}."]
+"""
+
+
+def encode(pixels: np.ndarray, kind: str = "PNG") -> bytes:
+    """Encode uint8 [H,W] or [H,W,3] pixels."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def square(label: int, seed: int, width: int = 40, height: int = 36) -> np.ndarray:
+    """Return a noisy image with a square of the class's colour."""
+    generator = np.random.default_rng(seed)
+    pixels = generator.integers(0, 60, (height, width, 3), dtype=np.uint8)
+    top, left = generator.integers(2, 10, 2)
+    pixels[top : top + 20, left : left + 20, label] += 180
+    return pixels
+
+
+def labelled_samples(count: int, seed: int = 0) -> list[tuple[str, dict[str, bytes]]]:
+    """Return (key, members) pairs, classes in turn, one in four a JPEG."""
+    pairs = []
+    for i in range(count):
+        label = i % NUM_CLASSES
+        kind = "JPEG" if i % 4 == 3 else "PNG"
+        extension = {"JPEG": "jpg", "PNG": "png"}[kind]
+        image = encode(square(label, seed * 10_000 + i), kind)
+        pairs.append((f"{i:05d}", {extension: image, "cls": str(label).encode()}))
+    return pairs
+
+
+def make_teacher(folder: Path, seed: int) -> Path:
+    """Save a small open_clip model (weights drawn from `seed`) as a local-dir: folder."""
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
+    config = {
+        "embed_dim": 16,
+        "quick_gelu": False,
+        "vision_cfg": {
+            "image_size": IMAGE_PX,
+            "layers": 1,
+            "width": 32,
+            "head_width": 16,
+            "patch_size": 16,
+        },
+        "text_cfg": {
+            "context_length": 32,
+            "vocab_size": 49408,
+            "width": 16,
+            "heads": 2,
+            "layers": 1,
+        },
+    }
+    preprocess = {
+        "size": IMAGE_PX,
+        "mode": "RGB",
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5],
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+        "fill_color": 0,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = open_clip.CLIP(**json.loads(json.dumps(config)))
+    folder.mkdir(parents=True)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    text = json.dumps({"model_cfg": config, "preprocess_cfg": preprocess})
+    (folder / "open_clip_config.json").write_text(text, encoding="utf-8")
+    return folder
+
+
+def build(cache: Path, shards: Path, recipe: Path, *overrides: str, workers: int = 0) -> Path:
+    """Run stage one in this process."""
+    from pipeline.embed import build_cache
+    from pipeline.recipe import load_recipe
+    from pipeline.shards import find_shards
+
+    loaded = load_recipe(str(recipe), overrides)
+    build_cache(
+        cache,
+        find_shards([str(shards)]),
+        loaded.cache_options(),
+        recipe=loaded.resolved(),
+        workers=workers,
+        device="cpu",
+    )
+    return cache
