@@ -38,6 +38,9 @@ class _Commands(click.Group):
         except BeamclipError as error:
             click.echo(f"Error: {error}", err=True)
             ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("Interrupted; what was finished is kept, run again to go on.", err=True)
+            ctx.exit(130)
         except OSError as error:
             if error.filename is None:
                 raise

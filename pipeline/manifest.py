@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -106,48 +106,59 @@ def _changed(
             (f"{name}.{field}", before, after)
             for field, before, after in differences(_comparable(old, name), _comparable(plan, name))
         ]
-    if not changed:
-        changed = _changed_content(cache, old, shards)
-    return changed
+    return changed or _changed_content(cache, old, shards)
 
 
 def _comparable(manifest: Mapping[str, Any], name: str) -> Any:
-    """Leave out what says nothing of content: a folder's path, a file's time."""
+    """Leave out what says nothing of content: a folder's path, a file's size and time."""
     value = json.loads(json.dumps(manifest[name]))
     if name == "teacher" and value["model"].startswith(LOCAL_DIR):
         value["model"] = LOCAL_DIR
     if name == "splits":
         for split in value.values():
-            split["shards"] = {shard["name"]: shard["bytes"] for shard in split["shards"]}
+            split["shards"] = {shard["name"]: "present" for shard in split["shards"]}
     return value
 
 
 def _changed_content(
     cache: Path, old: Mapping[str, Any], shards: Sequence[Shard]
 ) -> list[tuple[str, Any, Any]]:
-    """Hash the shards whose time alone changed, and compare with what published units recorded."""
+    """Compare each shard with what its published units saw; one without any may have been mended.
+
+    A shard whose size and time are as they were is taken to be the same; one whose time alone
+    differs is hashed.
+    """
     times = {
         (split, shard["name"]): shard["mtime_ns"]
         for split, content in old["splits"].items()
         for shard in content["shards"]
     }
     changed: list[tuple[str, Any, Any]] = []
-    for shard in shards:
-        if times[shard.split, shard.name] == shard.mtime_ns:
-            continue
-        recorded = _recorded_sha256(cache, old, shard)
-        if recorded and (found := _sha256(shard.path)) != recorded:
-            changed.append((f"splits.{shard.split}.{shard.name}.sha256", recorded, found))
+    for shard, seen in _published_shards(cache, old, shards):
+        field = f"splits.{shard.split}.shards.{shard.name}"
+        if shard.size_bytes != seen["bytes"]:
+            changed.append((f"{field}.bytes", seen["bytes"], shard.size_bytes))
+        elif times[shard.split, shard.name] != shard.mtime_ns:
+            found = _sha256(shard.path)
+            if found != seen["sha256"]:
+                changed.append((f"{field}.sha256", seen["sha256"], found))
     return changed
 
 
-def _recorded_sha256(cache: Path, old: Mapping[str, Any], shard: Shard) -> str | None:
+def _published_shards(
+    cache: Path, old: Mapping[str, Any], shards: Sequence[Shard]
+) -> Iterator[tuple[Shard, Mapping[str, Any]]]:
+    """Yield each shard of which a unit is published, with what that unit says it read."""
+    fingerprint = layout.fingerprint(old)
+    seen: dict[tuple[str, str], Mapping[str, Any]] = {}
     for unit in layout.planned_units(old):
-        if (unit.split, unit.shard) == (shard.split, shard.name):
-            attributes = layout.unit_attributes(cache, unit, layout.fingerprint(old))
+        if (unit.split, unit.shard) not in seen:
+            attributes = layout.unit_attributes(cache, unit, fingerprint)
             if attributes is not None:
-                return str(attributes["shard"]["sha256"])
-    return None
+                seen[unit.split, unit.shard] = attributes["shard"]
+    for shard in shards:
+        if (shard.split, shard.name) in seen:
+            yield shard, seen[shard.split, shard.name]
 
 
 def _sha256(path: Path) -> str:

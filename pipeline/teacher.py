@@ -243,7 +243,10 @@ def _offline_if_unreachable() -> None:
     try:
         socket.create_connection(_HUB, timeout=_HUB_SECONDS).close()
     except OSError:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # read when the client is imported
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when the client is imported
+        import huggingface_hub.constants
+
+        huggingface_hub.constants.HF_HUB_OFFLINE = True  # where that has been
 
 
 @contextlib.contextmanager

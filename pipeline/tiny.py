@@ -167,7 +167,7 @@ def _contrast(
 
 def _save(model: Any, folder: Path, spec: TinyOptions) -> None:
     """Write weights, then the configuration with every preprocessing field, as one folder."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     half = (0.5, 0.5, 0.5)
     preprocess = Preprocess(
@@ -182,7 +182,7 @@ def _save(model: Any, folder: Path, spec: TinyOptions) -> None:
     temporary.mkdir()
     try:
         tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
-        save_file(tensors, temporary / "open_clip_model.safetensors")
+        (temporary / "open_clip_model.safetensors").write_bytes(save(tensors))
         text = json.dumps(config, indent=1)
         (temporary / "open_clip_config.json").write_text(text, encoding="utf-8")
         durable.publish_folder(temporary, folder)

@@ -136,6 +136,11 @@ def unit_attributes(cache: Path, unit: UnitId, wanted: str) -> dict[str, Any] | 
         return None
 
 
+def unit_digest(attributes: Mapping[str, Any]) -> str:
+    """Hash the digests of a unit's arrays into the one that the seal records."""
+    return sha256(json.dumps(attributes["digests"], sort_keys=True).encode()).hexdigest()
+
+
 def chunk_shape(layout: ArrayLayout, shape: Sequence[int]) -> tuple[int, ...]:
     """Return chunks of at most 4,096 rows; one view each where views are read one by one."""
     chunks = [max(1, length) for length in shape]

@@ -225,8 +225,10 @@ class TargetCache:
         for shard in self.shards:
             place = self._unit(shard, views)
             values = _read_array(self.path / place, array, (slice(None), view - views[0]))
-            wanted = _attributes(self.path / place)["digests"][array][view - views[0]]
-            if layout.array_digest(values) != wanted:
+            attributes = _attributes(self.path / place)
+            if layout.unit_digest(attributes) != self._seal["units"][place.removeprefix("units/")]:
+                raise CacheError(f"{self.path}/{place} is not the unit that was sealed; {_REDO}")
+            if layout.array_digest(values) != attributes["digests"][array][view - views[0]]:
                 raise CacheError(
                     f"{self.path}/{place}: view {view} of {array!r} does not match its digest "
                     f"(a chunk lost, swapped or of another run); {_REDO}"

@@ -3,8 +3,6 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
-from json import dumps
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +40,7 @@ def seal_cache(
         counts[split] = SplitCounts()
         for number, shard in enumerate(content["shards"]):
             units = _units_of(cache, manifest, split, shard["name"])
-            digests |= {unit.name: _unit_digest(attributes) for unit, attributes in units}
+            digests |= {unit.name: layout.unit_digest(attributes) for unit, attributes in units}
             part = _shard_columns(cache, [unit for unit, _ in units], number)
             shards.append(_shard_entry(units, first=counts[split].seen, rows=len(part["valid"])))
             parts.append(part)
@@ -130,7 +128,3 @@ def _check_fractions(counts: Mapping[str, SplitCounts], max_skip_fraction: float
                 f"than max_skip_fraction {max_skip_fraction}, so the cache stays unsealed. Mend "
                 "the shards, or raise max_skip_fraction in the recipe and run again"
             )
-
-
-def _unit_digest(attributes: Mapping[str, Any]) -> str:
-    return sha256(dumps(attributes["digests"], sort_keys=True).encode()).hexdigest()

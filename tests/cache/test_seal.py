@@ -1,0 +1,79 @@
+"""The seal: complete, consistent, and refused otherwise."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from pipeline.cache import layout, writer
+from pipeline.cache.reader import TargetCache, read_manifest
+from pipeline.cache.seal import seal_cache
+from pipeline.errors import CacheError, LossesError
+from tests.inputs import build, encode, labelled_samples, square
+from tests.trees import tree_digests
+
+
+def test_the_index_is_what_the_units_say(sealed_cache: Path) -> None:
+    cache = TargetCache.open(sealed_cache, "train", "eval")
+    first = zarr.open_group(sealed_cache / "units" / "train-000001.eval.v0-0", mode="r")
+    samples = first["samples"][...]
+    rows = slice(14, 24)
+    for place, name in enumerate(layout.SAMPLE_COLUMNS):
+        np.testing.assert_array_equal(cache.column(name)[rows], samples[:, place])
+    np.testing.assert_array_equal(cache.column("digest")[rows], first["digests"][...])
+    assert cache.column("shard")[13:15].tolist() == [0, 1]
+    assert cache.column("valid").all()
+    assert cache.column("label").tolist() == [i % 3 for i in range(24)]
+
+
+def test_sealing_again_changes_nothing(cache_copy: Path) -> None:
+    before = tree_digests(cache_copy, "index")
+    seal_cache(cache_copy, read_manifest(cache_copy), 0.0)
+    assert tree_digests(cache_copy, "index") == before
+
+
+def test_a_missing_unit_keeps_a_cache_unsealed(cache_copy: Path) -> None:
+    writer.unseal(cache_copy, 0)
+    shutil.rmtree(cache_copy / "units" / "train-000001.mild.v0-1")
+    with pytest.raises(CacheError, match=r"train-000001\.mild\.v0-1 is missing"):
+        seal_cache(cache_copy, read_manifest(cache_copy), 1.0)
+    assert not layout.index_path(cache_copy, 0).exists()
+
+
+def test_too_many_skips_keep_a_cache_unsealed_until_they_are_allowed(
+    tmp_path: Path, recipe_file: Path
+) -> None:
+    from pipeline.shards import write_shards
+
+    pairs = labelled_samples(9)
+    pairs[4] = ("00004", {"png": b"<html>", "cls": b"1"})
+    write_shards(pairs, tmp_path / "shards", "train", per_shard=9)
+    cache = tmp_path / "cache"
+    with pytest.raises(LossesError, match=r"1 of 9 train samples.*undecodable 1"):
+        build(cache, tmp_path / "shards", recipe_file)
+    with pytest.raises(CacheError, match="not sealed"):
+        TargetCache.open(cache)
+    build(cache, tmp_path / "shards", recipe_file, "max_skip_fraction=0.2")
+    valid = TargetCache.open(cache).column("valid")
+    assert np.flatnonzero(~valid).tolist() == [4]
+
+
+def test_units_that_saw_different_samples_are_never_sealed_together(
+    tmp_path: Path, recipe_file: Path, sealed_cache: Path, cache_copy: Path
+) -> None:
+    """The eval unit is of another content of the same shard than the training views."""
+    from pipeline.shards import write_shards
+
+    pairs = labelled_samples(24, seed=1)
+    pairs[2] = ("00002", {"png": encode(square(2, seed=77)), "cls": b"2"})
+    write_shards(pairs, tmp_path / "shards", "train", per_shard=14)
+    write_shards(labelled_samples(12, seed=2), tmp_path / "shards", "test", per_shard=14)
+    other = build(tmp_path / "other", tmp_path / "shards", recipe_file)
+    writer.unseal(cache_copy, 0)
+    name = "train-000000.eval.v0-0"
+    shutil.rmtree(cache_copy / "units" / name)
+    shutil.copytree(other / "units" / name, cache_copy / "units" / name)
+    with pytest.raises(CacheError, match="disagree on digests"):
+        seal_cache(cache_copy, read_manifest(cache_copy), 1.0)

@@ -1,0 +1,149 @@
+"""The walls of the house: who may import whom, and what loads with what."""
+
+import ast
+import subprocess
+import sys
+import time
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "pipeline"
+
+# Each module may import only from lower levels, lazily or not.
+LEVELS = (
+    {"errors"},
+    {"options", "contracts", "durable"},
+    {"schedule", "shards", "prompts", "runtime", "rundir", "teacher", "students", "losses", "ema"},
+    {"photometry", "cache.layout", "datasets"},
+    {"views", "cache.reader", "cache.writer"},
+    {"cache.seal", "manifest", "unit", "tiny", "batches", "probes.linear", "probes.zeroshot"},
+    {"embed", "features", "probes"},
+    {"train", "evaluate"},
+    {"recipe"},
+    {"stage_two", "tables"},
+    {"cli"},
+)
+UNLEVELLED = {"", "cache"}  # empty packages: a docstring and nothing else
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+@cache
+def modules() -> dict[str, Path]:
+    return {
+        module_name(path): path
+        for path in PACKAGE.rglob("*.py")
+        if "recipes" not in path.parts and "bundled" not in path.parts
+    }
+
+
+@cache
+def imports(name: str) -> frozenset[str]:
+    """Every module of ours that `name` imports, at the top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(modules()[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "pipeline":
+            base = (node.module or "").removeprefix("pipeline").removeprefix(".")
+            for alias in node.names:
+                inner = f"{base}.{alias.name}".removeprefix(".")
+                found.add(inner if inner in modules() else base)
+        elif isinstance(node, ast.Import):
+            found |= {a.name.removeprefix("pipeline.") for a in node.names if "pipeline." in a.name}
+    return frozenset(found - UNLEVELLED)
+
+
+def reach(name: str) -> set[str]:
+    """Every module of ours that importing `name` may load in the end."""
+    seen: set[str] = set()
+    todo = [name]
+    while todo:
+        for found in imports(todo.pop()) - seen:
+            seen.add(found)
+            todo.append(found)
+    return seen
+
+
+def test_every_module_has_a_level() -> None:
+    assert set(modules()) - UNLEVELLED == set().union(*LEVELS)
+
+
+@pytest.mark.parametrize("level", range(len(LEVELS)))
+def test_modules_import_from_lower_levels_only(level: int) -> None:
+    lower = set().union(*LEVELS[:level])
+    for name in LEVELS[level]:
+        assert imports(name) <= lower, f"{name} imports {sorted(imports(name) - lower)}"
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "batches", "features"])
+def test_stage_two_never_reaches_the_teacher_or_the_writer(name: str) -> None:
+    assert reach(name).isdisjoint({"teacher", "embed", "unit", "manifest", "cache.writer", "tiny"})
+
+
+def test_stage_one_never_reaches_stage_two() -> None:
+    assert reach("embed").isdisjoint({"train", "students", "losses", "batches", "evaluate", "ema"})
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Top-level names of all modules that a statement loads in a fresh process."""
+    code = f"import sys\n{statement}\nprint(*sorted({{m.split('.')[0] for m in sys.modules}}))"
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    return set(result.stdout.split())
+
+
+def test_the_reader_loads_no_torch_dask_click_or_pillow() -> None:
+    loaded = loaded_by("import pipeline.cache.reader")
+    assert "zarr" in loaded
+    assert loaded.isdisjoint({"torch", "dask", "distributed", "click", "PIL", "open_clip"})
+
+
+def test_the_command_line_loads_nothing_heavy_before_a_command_runs() -> None:
+    loaded = loaded_by("import pipeline.cli")
+    assert loaded.isdisjoint({"torch", "dask", "numpy", "zarr", "open_clip", "sklearn", "timm"})
+
+
+def test_help_answers_within_a_second() -> None:
+    def seconds() -> float:
+        began = time.monotonic()
+        command = [str(Path(sys.executable).with_name("beamclip")), "--help"]
+        subprocess.run(command, capture_output=True, check=True)
+        return time.monotonic() - began
+
+    assert min(seconds() for _ in range(3)) < 1
+
+
+def test_stage_two_runs_with_open_clip_blocked_and_the_teacher_gone(
+    tmp_path: Path, sealed_cache: Path, shards_dir: Path, recipe_file: Path
+) -> None:
+    code = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "open_clip":
+            raise ImportError(f"{name} is blocked")
+
+sys.meta_path.insert(0, Blocked())
+from pipeline.cli import main
+main(sys.argv[1:])
+"""
+    recipe = tmp_path / "recipe.yaml"
+    text = recipe_file.read_text(encoding="utf-8")
+    teacher = text.partition("local-dir:")[2].partition('"')[0]
+    recipe.write_text(text.replace(teacher, "/nowhere"), encoding="utf-8")
+
+    def run(*arguments: object) -> str:
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    shared = ["--shards", shards_dir, "--recipe", recipe, "--set", "training.epochs=1"]
+    run("train-student", "--cache", sealed_cache, *shared, "--run", tmp_path / "run")
+    assert "teacher" in run("probe", "--run", tmp_path / "run")
