@@ -6,6 +6,7 @@ Shape letters: B batch, N rows, P view parameters, S side in pixels, D teacher d
 """
 
 import os
+import resource
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,7 +18,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.cache.reader import TargetCache
-from pipeline.errors import CacheMismatchError, SampleError, ShardError, StudentError
+from pipeline.errors import (
+    BeamclipError,
+    CacheMismatchError,
+    SampleError,
+    ShardError,
+    StudentError,
+)
 from pipeline.options import differences, to_mapping
 from pipeline.photometry import apply_photometry
 from pipeline.schedule import Schedule, ViewParams, philox_words
@@ -173,7 +180,12 @@ class _Rows:
         return encoded
 
     def _file(self, shard: int) -> int:
+        """Return the descriptor of a shard; with too many open, the one opened first makes room."""
         if shard not in self._files:
+            # A random order visits every shard; a process may often open no more than 1,024 files.
+            most = max(8, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+            if len(self._files) >= most:
+                os.close(self._files.pop(next(iter(self._files))))
             self._files[shard] = os.open(self._paths[shard], os.O_RDONLY)
         return self._files[shard]
 
@@ -189,8 +201,11 @@ class _Rows:
             os.close(descriptor)
 
 
-class _Planned(Dataset[ViewBatch]):
-    """A loader's view of the plan: step -> batch."""
+class _Planned(Dataset[ViewBatch | Exception]):
+    """A loader's view of the plan: step -> batch, or the user's error that it met.
+
+    Errors are handed over as values: a loader would wrap a worker's in the text of its traceback.
+    """
 
     def __init__(self, rows: _Rows, step: Any, steps: range) -> None:
         self._rows, self._step, self._steps = rows, step, steps
@@ -198,8 +213,11 @@ class _Planned(Dataset[ViewBatch]):
     def __len__(self) -> int:
         return len(self._steps)
 
-    def __getitem__(self, place: int) -> ViewBatch:
-        return self._rows.batch(*self._step(self._steps[place]))
+    def __getitem__(self, place: int) -> ViewBatch | Exception:
+        try:
+            return self._rows.batch(*self._step(self._steps[place]))
+        except (BeamclipError, OSError) as error:
+            return error
 
 
 @lru_cache(maxsize=2)
@@ -209,15 +227,19 @@ def _cached_plan(num_rows: int, batch_size: int, seed: int, epoch: int) -> np.nd
 
 def _loader(planned: _Planned, workers: int) -> Iterator[ViewBatch]:
     """Yield the planned batches in order, made here or by worker processes."""
-    loader = DataLoader(
+    loader: DataLoader[ViewBatch | Exception] = DataLoader(
         planned,
         batch_size=None,
         num_workers=workers,
         pin_memory=False,
         collate_fn=None,
         multiprocessing_context="fork" if workers else None,
+        generator=torch.Generator(),  # its own: by default each pass draws from the global one
     )
-    yield from loader
+    for item in loader:
+        if isinstance(item, Exception):
+            raise item
+        yield item
 
 
 def _match_shards(cache: TargetCache, shards: Sequence[Shard]) -> list[str]:

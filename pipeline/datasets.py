@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
@@ -53,10 +54,11 @@ def write_folder(
 ) -> list[Path]:
     """Write a folder of images as shards, their bytes unchanged, in the order of their paths.
 
-    Folders named train, val or test in `source` are splits; otherwise everything is train, but for
-    the share `holdout` that goes to test, chosen by a hash of the path. Where every image lies in a
-    sub-folder, these are classes: each sample gets `.cls`, and `classes.txt` names them in
-    order. Each sample's `.json` holds its path. Raises DataError if there is nothing to write.
+    Folders named train, val or test in `source` are splits, and then hold every image; otherwise
+    everything is train, but for the share `holdout` that goes to test, chosen by a hash of the
+    path. Where every image lies in a sub-folder, these are classes: each sample gets `.cls`, and
+    `classes.txt` names them in order. Each sample's `.json` holds its path. Raises DataError if a
+    split has nothing to write.
     """
     if not source.is_dir():
         raise DataError(f"{source} is no folder; expected a folder of images")
@@ -71,7 +73,8 @@ def write_folder(
             stream = _folder_samples(pairs, classes, advance)
             paths += write_shards(stream, out, split, per_shard=per_shard)
     if classes:
-        durable.write_text(out / "classes.txt", "\n".join(classes) + "\n")
+        with durable.replacing(out / "classes.txt") as temporary:
+            temporary.write_bytes(os.fsencode("\n".join(classes) + "\n"))
     return paths
 
 
@@ -100,29 +103,53 @@ def _files_by_split(source: Path, holdout: float) -> dict[str, list[tuple[Path, 
     named = [split for split in SPLITS if (source / split).is_dir()]
     if named and holdout:
         raise DataError(f"{source} has its own splits ({', '.join(named)}): --holdout has no place")
-    roots = {split: source / split for split in named} or {"train": source}
-    found = {split: _images_below(root) for split, root in roots.items()}
+    images = _images_below(source)
+    found: dict[str, list[tuple[Path, str]]] = {split: [] for split in named} or {"train": images}
+    for file, path in images if named else []:
+        split, _, rest = path.partition("/")
+        if split not in found:
+            raise DataError(
+                f"{source} has split folders ({', '.join(named)}) and {path!r} beside them: move "
+                "it into one, or every class into train"
+            )
+        found[split].append((file, rest))
     for split, files in found.items():
         if not files:
-            raise DataError(
-                f"{roots[split]} holds no images (looked for {', '.join(IMAGE_EXTENSIONS)})"
-            )
-    if holdout:
-        cut = int(holdout * 2**64)
-        pairs = found["train"]
-        found = {
-            "train": [pair for pair in pairs if _path_hash(pair[1]) >= cut],
-            "test": [pair for pair in pairs if _path_hash(pair[1]) < cut],
-        }
+            root = source / split if named else source
+            raise DataError(f"{root} holds no images (looked for {', '.join(IMAGE_EXTENSIONS)})")
+    return _held_out(found["train"], holdout) if holdout else found
+
+
+def _held_out(images: list[tuple[Path, str]], holdout: float) -> dict[str, list[tuple[Path, str]]]:
+    cut = int(holdout * 2**64)
+    found = {
+        "train": [pair for pair in images if _path_hash(pair[1]) >= cut],
+        "test": [pair for pair in images if _path_hash(pair[1]) < cut],
+    }
+    if empty := [split for split, pairs in found.items() if not pairs]:
+        raise DataError(f"--holdout {holdout} of {len(images)} images leaves {empty[0]} empty")
     return found
 
 
 def _images_below(root: Path) -> list[tuple[Path, str]]:
-    files = [path for path in root.rglob("*") if path.is_file()]
+    """Return (file, path within `root`) of every image, in the order of the paths."""
+    files = list(_files_below(root))
     images = [path for path in files if path.suffix[1:].lower() in IMAGE_EXTENSIONS]
     if len(images) < len(files):
         _log.warning("%s: left out %d files that are no images", root, len(files) - len(images))
     return sorted((path, path.relative_to(root).as_posix()) for path in images)
+
+
+def _files_below(root: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Yield every file; links to folders are followed, but not in a circle."""
+    real = os.path.realpath(root)
+    if real in above:
+        return
+    for path in root.iterdir():
+        if path.is_dir():
+            yield from _files_below(path, (*above, real))
+        else:
+            yield path
 
 
 def _path_hash(path: str) -> int:
@@ -135,7 +162,10 @@ def _classes(files: Mapping[str, list[tuple[Path, str]]]) -> list[str]:
     paths = [path for pairs in files.values() for _, path in pairs]
     if not all("/" in path for path in paths):
         return []
-    return sorted({path.split("/", 1)[0] for path in paths})
+    classes = sorted({path.split("/", 1)[0] for path in paths})
+    if broken := [name for name in classes if "\n" in name]:
+        raise DataError(f"class folder {broken[0]!r} has a line break in its name: rename it")
+    return classes
 
 
 def _folder_samples(

@@ -5,23 +5,25 @@ import os
 import shutil
 import signal
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+_passages: Counter[str] = Counter()
+
 
 def fault_point(name: str) -> None:
     """Kill this process if a test asked for it here (BEAMCLIP_FAULT_POINT=name[:count]).
 
-    With a count, the first count-1 passages survive.
+    With a count, the first count-1 passages of this process survive.
     """
     wanted, _, count = os.environ.get("BEAMCLIP_FAULT_POINT", "").partition(":")
     if wanted != name:
         return
-    passed = int(os.environ.get("BEAMCLIP_FAULT_PASSED", "0")) + 1
-    os.environ["BEAMCLIP_FAULT_PASSED"] = str(passed)
-    if passed >= int(count or 1):
+    _passages[name] += 1
+    if _passages[name] >= int(count or 1):
         os.kill(os.getpid(), signal.SIGKILL)
 
 

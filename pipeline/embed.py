@@ -1,5 +1,6 @@
 """Stage one: streams shards through the teacher and leaves a sealed cache of targets."""
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -9,18 +10,20 @@ from typing import Any
 import numpy as np
 
 from pipeline import runtime
+from pipeline.anchors import cached_anchors
 from pipeline.cache import layout, writer
-from pipeline.cache.reader import read_anchors
 from pipeline.cache.seal import SplitCounts, seal_cache
-from pipeline.errors import BeamclipError, CacheMismatchError, DataError, LossesError
+from pipeline.errors import BeamclipError, DataError, LossesError
 from pipeline.manifest import agree, plan_manifest
-from pipeline.options import differences, options
+from pipeline.options import options
 from pipeline.prompts import PromptOptions, PromptSet, load_prompts, prompt_set
 from pipeline.schedule import Schedule
 from pipeline.shards import Shard
 from pipeline.teacher import Teacher, TeacherOptions, check_teacher
 from pipeline.unit import UnitJob, UnitReport, embed_unit, resident_fingerprint, resident_teacher
 from pipeline.views import DecodePolicy
+
+_log = logging.getLogger(__name__)
 
 
 @options
@@ -114,7 +117,7 @@ def embed_prompt_set(cache: Path, teacher: Teacher, prompts: PromptSet) -> bool:
     other texts, DataError for texts that the teacher would cut.
     """
     if (cache / "anchors" / prompts.name / "zarr.json").exists():
-        _check_same_prompts(cache, prompts)
+        cached_anchors(cache, prompts)
         return False
     token_counts = _count_tokens(teacher, prompts)
     embeddings_CD = np.stack(
@@ -145,18 +148,6 @@ def _count_tokens(teacher: Teacher, prompts: PromptSet) -> np.ndarray:
                     f"reads {teacher.max_tokens}: shorten the description"
                 )
     return np.array(counts, np.int32)
-
-
-def _check_same_prompts(cache: Path, prompts: PromptSet) -> None:
-    cached = read_anchors(cache, prompts.name)
-    old = {"class_names": cached.class_names, "texts": cached.texts}
-    new = {"class_names": prompts.class_names, "texts": prompts.texts}
-    if changed := differences(old, new):
-        raise CacheMismatchError(
-            f"{cache} has anchors {prompts.name!r} from other prompts; put back what differs, or "
-            "give the edited set another name:",
-            changed,
-        )
 
 
 def _missing(
@@ -197,18 +188,26 @@ def _run(
     """Do the jobs; raises LossesError naming every unit that failed, after all others are done."""
     done: list[UnitReport] = []
     failed: list[str] = []
-    began = time.monotonic()
-    # Samples are counted only as shards are read, so work is measured in bytes x views.
+    began, views = time.monotonic(), 0
+    # Samples are counted only as shards are read, so the bar moves by bytes x views.
     total = sum(job.shard.size_bytes * job.unit.num_views for job in jobs)
     with runtime.progress("embedding", total, "bytes x views") as advance:
-        for job, outcome in runtime.run_jobs(embed_unit, jobs, workers=workers, threads=threads):
-            if isinstance(outcome, BaseException):
-                kind = "" if isinstance(outcome, BeamclipError) else f"{type(outcome).__name__}: "
-                failed.append(f"  {job.unit.name}: {kind}{outcome}")
+
+        def listen(progress: tuple[int, int]) -> None:
+            nonlocal views
+            views += progress[1]
+            advance(progress[0], f"{views / (time.monotonic() - began):,.0f} views/s")
+
+        for job, outcome in runtime.run_jobs(
+            embed_unit, jobs, workers=workers, threads=threads, listen=listen
+        ):
+            if isinstance(outcome, BeamclipError):
+                failed.append(f"  {job.unit.name}: {outcome}")
+            elif isinstance(outcome, BaseException):
+                _log.debug("unit %s failed", job.unit.name, exc_info=outcome)
+                failed.append(f"  {job.unit.name}: {type(outcome).__name__}: {outcome}")
             else:
                 done.append(outcome)
-            rate = sum(report.views for report in done) / (time.monotonic() - began)
-            advance(job.shard.size_bytes * job.unit.num_views, f"{rate:,.0f} views/s")
     if failed:
         units = len(layout.planned_units(manifest))
         raise LossesError(

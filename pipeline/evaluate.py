@@ -1,5 +1,6 @@
 """Scores a finished run: frozen student and cached teacher under the same probes."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from pipeline.probes import PROBES, ProbeOptions
 from pipeline.rundir import WEIGHTS, RunDir
 from pipeline.schedule import EVAL
 from pipeline.shards import Shard
-from pipeline.students import Student
+from pipeline.students import Student, load_weights
 
+_log = logging.getLogger(__name__)
 Scores = dict[str, dict[str, dict[str, float]]]
 
 
@@ -38,10 +40,11 @@ def evaluate_run(
     chance, and writes it to the run's probe.json.
     """
     splits = {split: _open_eval(cache_path, split) for split in ("train", "test")}
+    _warn_of_shared_images(splits["train"], splits["test"])
     anchors = splits["test"].anchors(zeroshot_set)
     scores = {"teacher": _probe({s: teacher_features(c) for s, c in splits.items()}, anchors, spec)}
     for name in WEIGHTS:
-        student.load_state_dict(run.load_weights(name))
+        load_weights(student, run.load_weights(name), where=run.path / WEIGHTS[name])
         student.to(device)
         features = {
             split: student_features(
@@ -50,7 +53,7 @@ def evaluate_run(
             for split, cache in splits.items()
         }
         scores[name] = _probe(features, anchors, spec)
-    scores["chance"] = _chance(np.array(splits["test"].column("label")), spec)
+    scores["chance"] = _chance(splits["test"], spec)
     run.write_scores(scores)
     return scores
 
@@ -71,8 +74,18 @@ def _probe(
     }
 
 
-def _chance(labels_N: np.ndarray, spec: ProbeOptions) -> dict[str, dict[str, float]]:
+def _warn_of_shared_images(train: TargetCache, test: TargetCache) -> None:
+    """Warn of test images that are also, byte for byte, train images."""
+    train_N, test_N = (c.column("digest")[np.flatnonzero(c.column("valid"))] for c in (train, test))
+    if shared := int(np.isin(test_N, train_N).sum()):
+        _log.warning(
+            "%d of %d test images are train images too: the scores flatter", shared, len(test_N)
+        )
+
+
+def _chance(test: TargetCache, spec: ProbeOptions) -> dict[str, dict[str, float]]:
     """Return what always naming the commonest test class would score."""
+    labels_N = test.column("label")[np.flatnonzero(test.column("valid"))]
     known = labels_N[labels_N >= 0]
     share = float(np.bincount(known).max() / len(known))
     return {name: {PROBES[name].headline: share} for name in spec.run}

@@ -80,16 +80,18 @@ class Term:
 
 def parse_terms(losses: Mapping[str, Mapping[str, Any]], *, where: str) -> list[Term]:
     """Read a recipe's `losses`; weight 0 switches one off; raises RecipeError."""
-    terms = []
-    for name, fields in losses.items():
-        if name not in LOSSES:
-            raise RecipeError(f"{where}: unknown loss {name!r}: {nearest(name, LOSSES)}")
-        spec: Any = parse(LOSSES[name][1], fields, where=f"{where}: losses.{name}")
-        if spec.weight != 0:
-            terms.append(Term(name, spec))
+    every = [parse_term(name, fields, where=where) for name, fields in losses.items()]
+    terms = [term for term in every if term.spec.weight != 0]
     if not terms:
         raise RecipeError(f"{where}: no loss has a weight: expected one of {', '.join(LOSSES)}")
     return terms
+
+
+def parse_term(name: str, fields: Mapping[str, Any], *, where: str) -> Term:
+    """Read one loss of a recipe, switched off or not; raises RecipeError."""
+    if name not in LOSSES:
+        raise RecipeError(f"{where}: unknown loss {name!r}: {nearest(name, LOSSES)}")
+    return Term(name, parse(LOSSES[name][1], fields, where=f"{where}: losses.{name}"))
 
 
 def resolve_tau(terms: list[Term], logit_scale: float) -> list[Term]:

@@ -2,9 +2,10 @@
 
 import dataclasses
 import difflib
+import json
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any, TypeVar, dataclass_transform, get_args
 
 from pipeline.errors import RecipeError
 
@@ -14,7 +15,8 @@ T = TypeVar("T")
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def options(cls: type[T]) -> type[T]:
     """Make `cls` a frozen, keyword-only dataclass whose unknown keys are errors."""
-    cls.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
+    # NaN and infinity are refused because every artifact keeps its options as JSON.
+    cls.__pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}  # type: ignore[attr-defined]
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
 
@@ -22,13 +24,19 @@ def parse(cls: type[T], mapping: Mapping[str, Any], *, where: str) -> T:
     """Build `cls` from plain values; raises RecipeError listing every wrong key and value.
 
     `where` names the source ("recipe digits.yaml") for the message. Values are checked strictly:
-    "3" is no number and 1.5 no whole number; a whole number serves as a float.
+    "3" and true are no numbers, 1.0 is no whole number; a whole number serves as a float.
     """
     from pydantic import TypeAdapter, ValidationError
 
+    if not isinstance(mapping, Mapping):
+        raise RecipeError(f"{where}:\n  expected a mapping, found {mapping!r}")
     try:
-        # Through JSON types: lists become tuples, which plain strict mode refuses.
-        return TypeAdapter(cls).validate_python(mapping)
+        # Through JSON: strict mode would refuse a list for a tuple, and a mapping for options.
+        text = json.dumps(mapping, ensure_ascii=False).encode()
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"{where}:\n  {error}: write plain text, numbers and lists") from None
+    try:
+        return TypeAdapter(cls).validate_json(text, strict=True)
     except ValidationError as error:
         lines = [_explain(cls, fault) for fault in error.errors()]
         raise RecipeError("\n".join([f"{where}:", *lines])) from None
@@ -46,7 +54,9 @@ def to_mapping(value: Any) -> Any:
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings and lists as one level of dotted names."""
+    """Return nested mappings and lists as one level of dotted names; empty ones are values."""
+    if prefix and isinstance(value, Mapping | list | tuple) and not value:
+        return {prefix: value}
     if isinstance(value, Mapping):
         items: Iterable[tuple[Any, Any]] = value.items()
     elif isinstance(value, list | tuple):
@@ -86,14 +96,20 @@ def _explain(cls: type, fault: Any) -> str:
         return f"  unknown key {field!r}: {nearest(path[-1], valid)}"
     if fault["type"] in {"missing", "missing_argument"}:
         return f"  {field!r} is required and was not given"
-    message = re.sub(r"^(Value|Assertion) error, ", "", fault["msg"])
-    return f"  {field!r}: {message[0].lower()}{message[1:]}, found {fault['input']!r}"
+    if fault["type"] == "value_error":  # an options class's own words say what was found
+        return f"  {field!r}: {fault['ctx']['error']}" if field else f"  {fault['ctx']['error']}"
+    message = f"{fault['msg'][0].lower()}{fault['msg'][1:]}, found {fault['input']!r}"
+    if isinstance(fault["input"], str) and re.fullmatch(
+        r"[+-]?[\d.]+([eE][+-]?\d+)?", fault["input"]
+    ):
+        message += " as text; YAML takes 1.0e-3 for a number, not 1e-3 or a quoted one"
+    return f"  {field!r}: {message}"
 
 
-def _field_names(cls: type, path: list[str]) -> list[str]:
-    """Return the field names of the options class that `path` leads to."""
-    hints = {f.name: f.type for f in dataclasses.fields(cls)}
-    if not path:
-        return list(hints)
-    inner = hints.get(path[0])
-    return _field_names(inner, path[1:]) if dataclasses.is_dataclass(inner) else []  # type: ignore[arg-type]
+def _field_names(hint: Any, path: list[str]) -> list[str]:
+    """Return the field names of the options class that `path` leads to, through any container."""
+    if not dataclasses.is_dataclass(hint):
+        inner = [item for item in get_args(hint) if dataclasses.is_dataclass(item)]
+        return _field_names(inner[0], path[1:]) if inner else []
+    hints = {f.name: f.type for f in dataclasses.fields(hint)}
+    return _field_names(hints.get(path[0]), path[1:]) if path else list(hints)

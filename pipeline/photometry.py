@@ -90,7 +90,7 @@ def _saturation(pixels: Tensor, factor: np.ndarray) -> Tensor:
 
 def _hue(pixels: Tensor, turns: np.ndarray) -> Tensor:
     """Turn chroma by a share of the circle: a linear map, where HSV's shift is piecewise."""
-    angle = 2 * np.pi * turns
+    angle = -2 * np.pi * turns  # from red over yellow to green, as HSV counts
     turn = np.zeros((len(angle), 3, 3))
     turn[:, 0, 0] = 1
     turn[:, 1, 1] = turn[:, 2, 2] = np.cos(angle)

@@ -1,5 +1,7 @@
 """Turns prompt files into prompt sets: the texts that stand for each class."""
 
+import html
+import re
 import string
 import unicodedata
 from collections.abc import Sequence
@@ -7,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, RecipeError
 from pipeline.options import nearest, options, parse
 
-_SPECIAL = ("<start_of_text>", "<end_of_text>")
+_SPECIAL = ("<start_of_text>", "<end_of_text>", "<|startoftext|>", "<|endoftext|>")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")  # part of a folder's name in a cache
 _ROOTS = (
     Path(__file__).parent / "bundled" / "prompts",  # in an installed wheel
     Path(__file__).parents[1] / "prompts",  # in a clone
@@ -65,7 +68,15 @@ def load_prompts(file: str) -> PromptFile:
         raise DataError(f"{path} is no readable prompt file: {error}") from None
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected a mapping with dataset, classes and prompt_sets")
-    prompts = parse(PromptFile, content, where=f"prompt file {path}")
+    try:
+        prompts = parse(PromptFile, content, where=f"prompt file {path}")
+    except RecipeError as error:
+        raise DataError(str(error)) from None
+    if not prompts.prompt_sets:
+        raise DataError(f"{path}: there is no prompt set")
+    for name in (prompts.dataset, *prompts.prompt_sets):
+        if not _NAME.fullmatch(name):
+            raise DataError(f"{path}: {name!r} may hold letters, digits and _ . + - only")
     _check_classes(path, prompts.classes)
     return prompts
 
@@ -106,36 +117,51 @@ def _check_classes(path: Path, classes: Sequence[ClassPrompt]) -> None:
         raise DataError(f"{path}: the list of classes is empty")
     seen: dict[str, str] = {}
     for item in classes:
-        folded = unicodedata.normalize("NFC", item.name).casefold().strip()
-        if not folded:
+        read = _as_read(item.name)
+        if not read:
             raise DataError(f"{path}: a class has an empty name")
-        if folded in seen:
+        if read in seen:
             raise DataError(
-                f"{path}: classes {seen[folded]!r} and {item.name!r} read the same to a teacher, "
+                f"{path}: classes {seen[read]!r} and {item.name!r} read the same to a teacher, "
                 "so no image could be told apart by them: give each its own name"
             )
-        if found := [mark for mark in _SPECIAL if mark in item.name]:
-            raise DataError(f"{path}: class {item.name!r} holds the tokenizer's own {found[0]}")
-        seen[folded] = item.name
+        for text in (item.name, item.coarse, item.description):
+            _check_marks(text or "", f"{path}: class {item.name!r}")
+        seen[read] = item.name
+
+
+def _as_read(text: str) -> str:
+    """Return what a tokenizer makes of a text: one form of each letter, case and space."""
+    plain = html.unescape(html.unescape(text))  # twice, as CLIP's tokenizer does
+    return " ".join(unicodedata.normalize("NFC", plain).casefold().split())
+
+
+def _check_marks(text: str, where: str) -> None:
+    """Refuse a text that would end early because it holds one of the tokenizer's own marks."""
+    if found := [mark for mark in _SPECIAL if mark in _as_read(text)]:
+        raise DataError(f"{where} holds the tokenizer's own {found[0]}")
 
 
 def _check_template(template: str) -> None:
     try:
-        fields = {
-            field for _, field, _, _ in string.Formatter().parse(template) if field is not None
-        }
+        parts = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
     except ValueError as error:
         raise DataError(f"template {template!r}: {error}") from None
     valid = {"label", "coarse", "description"}
-    if "label" not in fields:
+    if "label" not in [field for field, _, _ in parts]:
         raise DataError(f"template {template!r} has no {{label}}: every class would read the same")
-    for field in fields - valid:
-        raise DataError(f"template {template!r}: unknown field {field!r}; {nearest(field, valid)}")
+    for field, spec, conversion in parts:
+        if field not in valid:
+            hint = nearest(str(field), valid)
+            raise DataError(f"template {template!r}: unknown field {field!r}; {hint}")
+        if spec or conversion:
+            raise DataError(f"template {template!r}: fields are plain, as in {{{field}}}")
+    _check_marks(template, f"template {template!r}")
 
 
 def _fill(template: str, item: ClassPrompt) -> str:
     fields = {"label": item.name, "coarse": item.coarse, "description": item.description}
     for _, field, _, _ in string.Formatter().parse(template):
-        if field is not None and not fields[field]:
+        if field is not None and not (fields[field] or "").strip():
             raise DataError(f"template {template!r} needs {field!r}, which {item.name!r} lacks")
     return template.format(**fields)

@@ -1,12 +1,13 @@
 """Recipes: the YAML that fixes every number of a cache, a training and its probes."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.embed import CacheOptions
 from pipeline.errors import RecipeError
-from pipeline.losses import Term, parse_terms
+from pipeline.losses import Term, parse_term, parse_terms
 from pipeline.options import nearest, options, parse, to_mapping
 from pipeline.probes import ProbeOptions
 from pipeline.prompts import PromptOptions
@@ -70,7 +71,9 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
     path = _find(name)
     try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        fields = yaml.safe_load(text)
+        _check_keys(yaml.compose(text, yaml.SafeLoader), where=f"recipe {path}")
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(f"recipe {path} cannot be read: {error}") from None
     if not isinstance(fields, dict):
@@ -81,10 +84,14 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def recipe_from(fields: Mapping[str, Any], *, where: str) -> Recipe:
-    """Build a recipe from plain values, checking its losses too."""
+    """Build a recipe from plain values; its losses are checked, and their defaults filled in."""
     recipe = parse(Recipe, fields, where=where)
-    parse_terms(recipe.losses, where=where)
-    return recipe
+    losses = {
+        name: to_mapping(parse_term(name, loss, where=where).spec)
+        for name, loss in recipe.losses.items()
+    }
+    parse_terms(losses, where=where)
+    return dataclasses.replace(recipe, losses=losses)
 
 
 def _find(name: str) -> Path:
@@ -94,6 +101,21 @@ def _find(name: str) -> Path:
     if name not in known:
         raise RecipeError(f"no recipe {name!r}: {nearest(name, known)}; or give a .yaml file")
     return known[name]
+
+
+def _check_keys(node: Any, *, where: str) -> None:
+    """Raise RecipeError for a key given twice: YAML itself keeps the last and says nothing."""
+    if node is None or isinstance(node.value, str):
+        return
+    seen: set[str] = set()
+    for item in node.value:
+        key, value = item if isinstance(item, tuple) else (None, item)
+        if key is not None and key.value in seen:
+            line = key.start_mark.line + 1
+            raise RecipeError(f"{where}: line {line} gives {key.value!r} a second time")
+        if key is not None and isinstance(key.value, str):
+            seen.add(key.value)
+        _check_keys(value, where=where)
 
 
 def _override(fields: dict[str, Any], override: str) -> None:

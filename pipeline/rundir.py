@@ -9,6 +9,8 @@ probe.json         scores
 """
 
 import json
+import logging
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from pipeline import durable
 from pipeline.errors import RunError
 from pipeline.options import differences
 
+_log = logging.getLogger(__name__)
 KEEP_CHECKPOINTS = 2
 WEIGHTS = {"student": "student.safetensors", "student_raw": "student_raw.safetensors"}
 
@@ -48,25 +51,41 @@ class RunDir:
                 ]
                 head = f"{self.path} was begun with another recipe or cache; name another --run"
                 raise RunError("\n".join([head, *rows]))
+            for left_behind in self.path.glob(".*.tmp"):  # by a run that was killed
+                left_behind.unlink()
             return
         durable.write_json(self.path / "run.json", origin)
         durable.write_text(self.path / "recipe.yaml", yaml.safe_dump(dict(recipe), sort_keys=False))
 
     def read_recipe(self) -> dict[str, Any]:
-        """Return the resolved recipe; raises RunError if there is no run."""
+        """Return the resolved recipe; raises RunError if there is no run, or it is damaged."""
         import yaml
 
+        path = self.path / "recipe.yaml"
         try:
-            recipe = yaml.safe_load((self.path / "recipe.yaml").read_text(encoding="utf-8"))
+            return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise RunError(
-                f"{self.path} holds no run (no recipe.yaml): train a student first"
+                f"{self.path} holds no run (no {path.name}): train a student first"
             ) from None
-        return dict(recipe)
+        except (yaml.YAMLError, TypeError, ValueError) as error:
+            raise _damaged(path, error) from None
 
     def read_origin(self) -> dict[str, Any]:
-        """Return what the run was made from."""
-        return dict(json.loads((self.path / "run.json").read_text(encoding="utf-8")))
+        """Return what the run was made from; raises RunError if that is lost."""
+        path = self.path / "run.json"
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, TypeError, ValueError) as error:
+            raise _damaged(path, error) from None
+
+    def last_metrics(self) -> dict[str, Any]:
+        """Return the metrics of the last finished epoch; raises RunError if they are lost."""
+        path = self.path / "metrics.jsonl"
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8").splitlines()[-1]))
+        except (OSError, TypeError, ValueError, IndexError) as error:
+            raise _damaged(path, error) from None
 
     def write_metrics(self, lines: list[dict[str, Any]]) -> None:
         """Write one JSON line per finished epoch; a resumed run rewrites what came after."""
@@ -85,34 +104,42 @@ class RunDir:
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """Return the newest state that loads, or None; only tensors and plain values are read."""
-        import torch
-
+        faults = []
         for path in reversed(self._checkpoints()):
             try:
-                return dict(torch.load(path, map_location="cpu", weights_only=True))
+                state = _read_checkpoint(path)
             except Exception as error:  # damaged files fail in many ways
-                reason = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
-                newest_fault = f"{path} does not load ({reason})"
-        if self._checkpoints():
-            raise RunError(f"{newest_fault}, and neither does an older one: start another --run")
+                faults.append(f"{path} does not load ({_reason(error)})")
+                continue
+            for fault in faults:
+                _log.warning("%s; going on from %s", fault, path.name)
+            return state
+        if faults:
+            raise RunError("\n".join([*faults, "no checkpoint is left: start another --run"]))
         return None
 
     def save_weights(self, states: Mapping[str, Mapping[str, Any]]) -> None:
         """Save {"student": ..., "student_raw": ...} tensors; the student's last."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         for name in reversed(WEIGHTS):
+            tensors = {key: value.contiguous().cpu() for key, value in states[name].items()}
             with durable.replacing(self.path / WEIGHTS[name]) as temporary:
-                tensors = {key: value.contiguous().cpu() for key, value in states[name].items()}
-                save_file(tensors, temporary)
+                # Not save_file: it makes files that only their owner can read.
+                temporary.write_bytes(save(tensors))
 
     def load_weights(self, name: str) -> dict[str, Any]:
-        """Return the tensors saved under `name`; raises RunError if the run is not finished."""
+        """Return the tensors saved under `name`; raises RunError unless the run is finished."""
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         if not self.is_finished():
             raise RunError(f"{self.path} is not finished: run train-student with --resume first")
-        return dict(load_file(self.path / WEIGHTS[name]))
+        path = self.path / WEIGHTS[name]
+        try:
+            return dict(load_file(path))
+        except (OSError, SafetensorError) as error:
+            raise _damaged(path, error) from None
 
     def write_scores(self, scores: Mapping[str, Any]) -> None:
         """Write probe.json."""
@@ -120,3 +147,21 @@ class RunDir:
 
     def _checkpoints(self) -> list[Path]:
         return sorted(self.path.glob("checkpoint-*.pt"))
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    import torch
+
+    with zipfile.ZipFile(path) as archive:  # whose checksums torch.load does not look at
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(f"{damaged} does not match its checksum")
+    return dict(torch.load(path, map_location="cpu", weights_only=True))
+
+
+def _damaged(path: Path, error: Exception) -> RunError:
+    return RunError(f"{path} is damaged or gone ({_reason(error)}): train into another --run")
+
+
+def _reason(error: Exception) -> str:
+    """Return an error's kind and first line."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"

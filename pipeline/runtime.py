@@ -1,9 +1,11 @@
 """Where work runs: device, threads, processes; and how its progress shows."""
 
 import contextlib
+import logging
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+Send = Callable[[tuple[int, int]], None]
 
 
 class Advance(Protocol):
@@ -25,6 +28,8 @@ class Advance(Protocol):
 
 
 _LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "pillow", "numpy", "zarr")
+_TOPIC = "beamclip-progress"
+_METER_SECONDS = 0.5
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -66,7 +71,10 @@ def versions() -> dict[str, str]:
 
 def git_commit() -> str | None:
     """Return the commit of the checkout this code runs from, or None outside of one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():  # an installed copy may lie within someone else's checkout
+        return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         result = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
         if result.returncode == 0:
@@ -104,49 +112,82 @@ def progress(title: str, total: int, unit: str) -> Iterator[Advance]:
         yield advance
 
 
+class Meter:
+    """Tells a listener how far a job is, a few times a second: work done, and views made.
+
+    Work is counted in whatever the job's total is told in.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self._send, self._work, self._views = send, 0, 0
+        self._sent = time.monotonic()
+
+    def add(self, work: int, views: int) -> None:
+        self._work, self._views = self._work + work, self._views + views
+        if time.monotonic() - self._sent > _METER_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        self._send((self._work, self._views))
+        self._work, self._views, self._sent = 0, 0, time.monotonic()
+
+
 def run_jobs(
-    work: Callable[[Job], Result], jobs: Sequence[Job], *, workers: int, threads: int
+    work: Callable[[Job, Send], Result],
+    jobs: Sequence[Job],
+    *,
+    workers: int,
+    threads: int,
+    listen: Send,
 ) -> Iterator[tuple[Job, Result | BaseException]]:
     """Yield (job, result or error) as jobs finish: here if `workers` is 0, else on dask.
 
-    One failing job does not stop the others. Nothing about correctness rests on dask: a job that
-    runs twice must publish once by itself.
+    work(job, send) may call send((work, views)) now and then; `listen` hears it. One failing job
+    does not stop the others. Nothing about correctness rests on dask: a job that runs twice must
+    publish once by itself.
     """
     if workers == 0:
-        yield from _run_here(work, jobs)
+        yield from _run_here(work, jobs, listen)
     elif jobs:
-        yield from _run_on_dask(work, jobs, workers=min(workers, len(jobs)), threads=threads)
+        count = min(workers, len(jobs))
+        yield from _run_on_dask(work, jobs, workers=count, threads=threads, listen=listen)
 
 
 def _run_here(
-    work: Callable[[Job], Result], jobs: Sequence[Job]
+    work: Callable[[Job, Send], Result], jobs: Sequence[Job], listen: Send
 ) -> Iterator[tuple[Job, Result | BaseException]]:
     for job in jobs:
         try:
-            yield job, work(job)
-        except (BeamclipError, OSError) as error:
+            yield job, work(job, listen)
+        except Exception as error:  # as on dask: whatever one job meets is its own
             yield job, error
 
 
 def _run_on_dask(
-    work: Callable[[Job], Result], jobs: Sequence[Job], *, workers: int, threads: int
+    work: Callable[[Job, Send], Result],
+    jobs: Sequence[Job],
+    *,
+    workers: int,
+    threads: int,
+    listen: Send,
 ) -> Iterator[tuple[Job, Result | BaseException]]:
     """Keep two jobs per worker in flight on a local cluster that listens on loopback only."""
     from distributed import as_completed
 
     with _local_client(workers, threads) as client:
+        client.subscribe_topic(_TOPIC, lambda event: listen(event[1]))
         waiting = list(reversed(jobs))
-        futures: dict[Any, Job] = {}
+        running: dict[Any, Job] = {}
 
         def submit() -> Any:
             job = waiting.pop()
-            future = client.submit(work, job, pure=False, retries=1)
-            futures[future.key] = job
+            future = client.submit(work, job, _send_to_client, pure=False, retries=1)
+            running[future.key] = job
             return future
 
         window = as_completed([submit() for _ in range(min(2 * workers, len(waiting)))])
         for future in window:
-            job = futures.pop(future.key)
+            job = running.pop(future.key)
             error = future.exception()
             outcome = future.result() if error is None else error
             if waiting:
@@ -154,17 +195,25 @@ def _run_on_dask(
             yield job, outcome
 
 
+def _send_to_client(progress: tuple[int, int]) -> None:
+    """Send progress from a worker process to the client that waits for it."""
+    from distributed import get_worker
+
+    get_worker().log_event(_TOPIC, progress)
+
+
 @contextlib.contextmanager
 def _local_client(workers: int, threads: int) -> Iterator[Any]:
     import dask
     from distributed import Client, LocalCluster
 
+    logging.getLogger("distributed").setLevel(logging.ERROR)
+
     # Nannies preset one thread for everything; results depend on the number, so it is stated.
     spawn_environment = {name: str(threads) for name in _THREAD_VARIABLES}
     settings = {
         "distributed.nanny.pre-spawn-environ": spawn_environment,
-        "distributed.scheduler.work-stealing": False,
-        "distributed.admin.log-length": 100,
+        "logging.distributed": "error",
     }
     with (
         dask.config.set(settings),

@@ -29,6 +29,7 @@ _AREA, _RATIO = 0, 10  # the first of ten words each
 _X, _Y, _FLIP, _JITTER, _ORDER = 20, 21, 22, 23, 24
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = 25, 26, 27, 28
 _GRAYSCALE, _BLUR, _SIGMA = 29, 30, 31
+_MAX_REACH = 100  # a factor of 128 would leave photometry's 32-bit integers
 
 
 class ViewParams(NamedTuple):
@@ -83,7 +84,8 @@ class Schedule:
     blur_sigma: tuple[float, float] = (0.1 / 224, 2.0 / 224)  # fraction of the view's side
 
     def __post_init__(self) -> None:
-        if self.name == EVAL or not self.name.replace("-", "").isalnum():
+        letters = self.name.replace("-", "")
+        if self.name == EVAL or not (letters.isascii() and letters.isalnum()):
             raise ValueError(f"name must be letters, digits and '-', and not {EVAL!r}: {self.name}")
         for field in ("flip", "jitter", "grayscale", "blur"):
             if not 0 <= getattr(self, field) <= 1:
@@ -91,10 +93,15 @@ class Schedule:
         for field in ("crop_scale", "crop_ratio", "blur_sigma"):
             low, high = getattr(self, field)
             object.__setattr__(self, field, (float(low), float(high)))
-            if not 0 < low <= high:
+            if not 0 < low <= high < math.inf:
                 raise ValueError(f"{field} must be [low, high], 0 < low <= high: {[low, high]}")
         if self.crop_scale[1] > 1:
             raise ValueError(f"crop_scale is a share of the area, at most 1: {self.crop_scale}")
+        if self.blur_sigma[1] > 1:
+            raise ValueError(f"blur_sigma is a fraction of the side, not pixels: {self.blur_sigma}")
+        for field in ("brightness", "contrast", "saturation"):
+            if not 0 <= getattr(self, field) <= _MAX_REACH:
+                raise ValueError(f"{field} is 0 to {_MAX_REACH}, not {getattr(self, field)}")
         if not 0 <= self.hue <= 0.5:
             raise ValueError(f"hue must be between 0 and 0.5 turns: {self.hue}")
         if not 0 <= self.seed < 2**63:

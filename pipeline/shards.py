@@ -1,28 +1,22 @@
-"""Reads WebDataset shards strictly: every member of the tar is accounted for, or it is an error.
-
-`tarfile` and `webdataset` both end quietly at a damaged header. Here the archive is walked block by
-block, sums of headers are checked, and nothing but zeros may follow its end.
-"""
+"""Finds, reads and writes WebDataset shards: samples are members of a tar that share a key."""
 
 import glob
 import hashlib
 import itertools
+import os
 import re
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from pipeline import durable
 from pipeline.errors import SampleError, ShardError
+from pipeline.tar import BLOCK, Member, read_members
 
 SPLITS = ("train", "val", "test")
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-MAX_MEMBER_BYTES = 1 << 30
-_BLOCK = 512
-_READ_BYTES = 1 << 20
-_REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
+_TARS = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
 
@@ -38,20 +32,17 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Member:
-    """One file of a sample: its content, and where the content begins in the tar."""
-
-    offset: int
-    content: bytes
-
-
-@dataclass(frozen=True)
 class Sample:
     """One tar key with its members by lower-case extension; `ordinal` counts from 0 in the tar."""
 
     ordinal: int
     key: str
     members: Mapping[str, Member]
+
+    @property
+    def end(self) -> int:
+        """Where the sample's last content ends in the tar."""
+        return max(member.offset + len(member.content) for member in self.members.values())
 
     def image(self) -> Member:
         """Return the image member; raises SampleError if there is none, or more than one."""
@@ -76,11 +67,12 @@ def find_shards(patterns: Sequence[str]) -> list[Shard]:
 
     A pattern is a file, a folder of tars, a glob, a brace range, or `@file` with one pattern per
     line. `SPLIT=pattern` states the split; else the file name does (`train-000003.tar`). Raises
-    ShardError naming every missing, empty, compressed or foreign file at once.
+    ShardError naming at once every file that is missing, empty, compressed or foreign, and every
+    pattern that matches nothing.
     """
     paths = list(itertools.chain.from_iterable(_expand(pattern) for pattern in patterns))
     if not paths:
-        raise ShardError(f"no shards: {', '.join(patterns) or 'no pattern given'} matches nothing")
+        raise ShardError("no shards: no pattern was given")
     faults = [fault for _, path in paths if (fault := _fault(path))]
     if faults:
         raise ShardError("\n".join([f"{len(faults)} of {len(paths)} shards:", *faults]))
@@ -103,7 +95,7 @@ def read_samples(shard: Shard, digest: "hashlib._Hash | None" = None) -> Iterato
     with open(shard.path, "rb") as file:
         ordinal, key, members = 0, None, dict[str, Member]()
         seen: set[str] = set()
-        for name, member in _read_members(shard.path, file, digest):
+        for name, member in read_members(shard.path, file, digest):
             member_key, extension = split_name(name)
             if member_key != key:
                 if key is not None:
@@ -142,7 +134,8 @@ def write_shards(
 ) -> list[Path]:
     """Write (key, {extension: content}) pairs to `split-000000.tar` and on; each appears whole.
 
-    Equal input gives equal bytes: times, owners and modes are fixed.
+    Equal input gives equal bytes: times, owners and modes are fixed. Raises ValueError for names
+    that would not read back as they were.
     """
     from webdataset.writer import TarWriter
 
@@ -156,25 +149,29 @@ def write_shards(
             TarWriter(file, mtime=0, encoder=False) as writer,
         ):
             for key, members in itertools.chain([first], itertools.islice(stream, per_shard - 1)):
+                _check_names(key, members)
                 writer.write({"__key__": key, **members})
         paths.append(path)
     return paths
 
 
-def _expand(pattern: str) -> list[tuple[str | None, Path]]:
-    """Return (split or None, path) for one pattern."""
+def _check_names(key: str, members: Mapping[str, bytes]) -> None:
+    for extension in members or [""]:
+        kept = not extension.startswith("_")  # webdataset's writer drops these
+        if not kept or split_name(f"{key}.{extension}") != (key, extension) or not extension:
+            raise ValueError(f"a member {extension!r} of key {key!r} would not read back")
+
+
+def _expand(pattern: str, lists: tuple[str, ...] = ()) -> list[tuple[str | None, Path]]:
+    """Return (split or None, path) for one pattern, found in the `lists` that led to it."""
     from braceexpand import braceexpand
 
-    if pattern.startswith("@"):
-        try:
-            lines = Path(pattern[1:]).read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise ShardError(f"cannot read the list of shards {pattern[1:]}: {error}") from None
-        inner = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-        return list(itertools.chain.from_iterable(_expand(line) for line in inner))
     split, equals, rest = pattern.partition("=")
     if not (equals and split in SPLITS):
         split, rest = "", pattern
+    if rest.startswith("@"):
+        inner = (_expand(line, (*lists, rest)) for line in _lines(rest, lists))
+        return [(own or split or None, path) for own, path in itertools.chain.from_iterable(inner)]
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", rest):
         raise ShardError(f"{rest!r} is no path: shards are read from the file system only")
     try:
@@ -184,25 +181,47 @@ def _expand(pattern: str) -> list[tuple[str | None, Path]]:
     return [(split or None, path) for name in names for path in _matches(name)]
 
 
+def _lines(name: str, lists: tuple[str, ...]) -> list[str]:
+    """Return the patterns in the list `name` (with its @)."""
+    if name in lists:
+        raise ShardError(f"the list of shards {name[1:]} names itself")
+    try:
+        lines = [line.strip() for line in Path(name[1:]).read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ShardError(f"cannot read the list of shards {name[1:]}: {error}") from None
+    patterns = [line for line in lines if line and not line.startswith("#")]
+    if not patterns:
+        raise ShardError(f"the list of shards {name[1:]} is empty")
+    return patterns
+
+
 def _matches(name: str) -> list[Path]:
-    if Path(name).is_dir():
-        return sorted(Path(name).glob("*.tar"))
-    if glob.has_magic(name) and not Path(name).exists():
-        return sorted(Path(found) for found in glob.glob(name))
-    return [Path(name)]
+    """Return the tars that a name without braces stands for; itself if there are none."""
+    found: list[Path] = []
+    if os.path.isdir(name):
+        found = [path for path in Path(name).glob("*") if path.name.endswith(_TARS)]
+    elif glob.has_magic(name) and not os.path.exists(name):
+        found = [Path(path) for path in glob.glob(name)]
+    return sorted(found) or [Path(name)]
 
 
 def _fault(path: Path) -> str | None:
     """Say what keeps `path` from being a shard, judging by its name and first block."""
+    if os.path.isdir(path):
+        return f"  {path}: a folder without any .tar"
+    if not os.path.exists(path):
+        return f"  {path}: No such file"
+    if not os.path.isfile(path):
+        return f"  {path}: not a file"
     if path.suffix != ".tar":
         return f"  {path}: not a .tar (compressed tars have no offsets: unpack them first)"
     try:
         with open(path, "rb") as file:
-            block = file.read(_BLOCK)
+            block = file.read(BLOCK)
     except OSError as error:
         return f"  {path}: {error.strerror}"
     if not block:
-        return f"  {path}: empty file (an empty tar has at least {2 * _BLOCK} bytes)"
+        return f"  {path}: empty file (an empty tar has at least {2 * BLOCK} bytes)"
     if any(block):
         try:
             tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
@@ -225,93 +244,3 @@ def _shard(split: str | None, path: Path) -> Shard:
         raise ShardError(f"{path}: a shard's name may hold letters, digits and _ . + - only")
     status = path.stat()
     return Shard(split, name, path, status.st_size, status.st_mtime_ns)
-
-
-def _read_members(
-    path: Path, file: BinaryIO, digest: "hashlib._Hash | None"
-) -> Iterator[tuple[str, Member]]:
-    """Yield (name, member) for every regular file; raises ShardError unless the end is proper."""
-    reader = _Reader(path, file, digest)
-    long_name: str | None = None
-    long_size: int | None = None
-    while (header := reader.header()) is not None:
-        size = header.size if long_size is None else long_size
-        if not 0 <= size <= MAX_MEMBER_BYTES:
-            raise reader.fault(f"member {header.name!r} claims {size} bytes")
-        offset = reader.position
-        content = reader.exactly(size)
-        reader.exactly(-size % _BLOCK)
-        if header.type == tarfile.GNUTYPE_LONGNAME:
-            long_name = content.rstrip(b"\0").decode("utf-8", "surrogateescape")
-            continue
-        if header.type == tarfile.XHDTYPE:
-            try:
-                records = _pax_records(content)
-                long_name = records.get("path", long_name)
-                long_size = int(records["size"]) if "size" in records else None
-            except ValueError:
-                raise reader.fault("bad extended header") from None
-            continue
-        name, long_name, long_size = long_name or header.name, None, None
-        if header.type in _REGULAR:
-            yield name, Member(offset, content)
-        elif header.type not in (tarfile.DIRTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK):
-            raise reader.fault(f"member {name!r} is no regular file (type {header.type!r})")
-
-
-class _Reader:
-    """Reads blocks of a tar, counting and hashing what it reads."""
-
-    def __init__(self, path: Path, file: BinaryIO, digest: "hashlib._Hash | None") -> None:
-        self.path, self.file, self.digest, self.position = path, file, digest, 0
-
-    def fault(self, what: str) -> ShardError:
-        return ShardError(
-            f"{self.path}: {what}, near byte {self.position}; "
-            "the tar is damaged or incomplete: fetch or write it again"
-        )
-
-    def exactly(self, count: int) -> bytes:
-        pieces = []
-        while count:
-            piece = self.file.read(min(count, _READ_BYTES))
-            if not piece:
-                raise self.fault(f"the file ends {count} bytes too early")
-            if self.digest is not None:
-                self.digest.update(piece)
-            pieces.append(piece)
-            self.position += len(piece)
-            count -= len(piece)
-        return b"".join(pieces)
-
-    def header(self) -> tarfile.TarInfo | None:
-        """Return the next header, or None at a proper end: two zero blocks, then only zeros."""
-        block = self.exactly(_BLOCK)
-        if any(block):
-            try:
-                return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-            except tarfile.HeaderError as error:
-                raise self.fault(f"bad header ({error})") from None
-        if any(self.exactly(_BLOCK)):
-            raise self.fault("a lone zero block inside the archive")
-        while rest := self.file.read(_READ_BYTES):
-            if self.digest is not None:
-                self.digest.update(rest)
-            if any(rest):
-                raise self.fault("data after the end of the archive")
-            self.position += len(rest)
-        return None
-
-
-def _pax_records(content: bytes) -> dict[str, str]:
-    """Parse the "length key=value" records of an extended header; raises ValueError."""
-    records = {}
-    while content:
-        length_text, _, rest = content.partition(b" ")
-        length = int(length_text)
-        key, equals, value = rest[: length - len(length_text) - 2].partition(b"=")
-        if not equals or length > len(content):
-            raise ValueError("bad extended header")
-        records[key.decode()] = value.decode("utf-8", "surrogateescape")
-        content = content[length:]
-    return records

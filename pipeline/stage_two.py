@@ -8,17 +8,19 @@ from typing import Any
 import torch
 
 from pipeline import __version__, runtime
+from pipeline.anchors import cached_anchors
 from pipeline.batches import TrainingBatches, check_cache
-from pipeline.cache.reader import Anchors, TargetCache, read_anchors
+from pipeline.cache import layout
+from pipeline.cache.reader import Anchors, TargetCache, read_manifest
 from pipeline.errors import CacheMismatchError, DataError
 from pipeline.evaluate import Scores, evaluate_run
 from pipeline.losses import resolve_tau
 from pipeline.options import differences
-from pipeline.prompts import PromptSet, load_prompts, prompt_set
+from pipeline.prompts import load_prompts, prompt_set
 from pipeline.recipe import Recipe, recipe_from
 from pipeline.rundir import RunDir
 from pipeline.shards import Shard, find_shards
-from pipeline.students import Student, build_student
+from pipeline.students import Student, build_student, load_weights
 from pipeline.teacher import LOCAL_DIR
 from pipeline.train import train_student
 
@@ -35,17 +37,24 @@ def train(
 ) -> dict[str, Any]:
     """Train the recipe's student from a cache; return the last epoch's metrics.
 
+    A run that is finished already is left as it is.
+
     Raises CacheMismatchError if the cache was made by another recipe or from other shards, RunError
     if the run folder holds another run, StudentError, CacheError or ShardError.
     """
     cache = _open(cache_path, recipe)
     prompts = load_prompts(recipe.prompts.file)
     sets = {
-        use: _check_prompts(cache, prompt_set(prompts, getattr(recipe.prompts, use)))
+        use: cached_anchors(cache.path, prompt_set(prompts, getattr(recipe.prompts, use)))
         for use in ("anchors", "zeroshot")
     }
     _check_labels(cache, sets["anchors"])
     input_px = recipe.student.input_px or int(cache.manifest["teacher"]["preprocess"]["size"])
+    run = RunDir(run_path)
+    origin = _origin(cache, shards, sets, input_px)
+    if resume and run.is_finished():
+        run.begin(recipe.resolved(), origin, resume=True)
+        return run.last_metrics()
     source = TrainingBatches(
         cache,
         shards,
@@ -58,8 +67,6 @@ def train(
     student = build_student(
         recipe.student, dim=cache.dim, input_px=input_px, seed=recipe.training.seed
     )
-    run = RunDir(run_path)
-    origin = _origin(cache, shards, sets, input_px)
     run.begin(recipe.resolved(), origin, resume=resume)
     return train_student(
         run,
@@ -84,11 +91,14 @@ def probe(
     run = RunDir(run_path)
     recipe = recipe_from(run.read_recipe(), where=f"{run_path}/recipe.yaml")
     origin = run.read_origin()
+    cache_path = Path(origin["cache_path"]) if cache_path is None else cache_path
+    if changed := differences(_known_teacher(read_manifest(cache_path)), origin["teacher"]):
+        raise CacheMismatchError(f"{cache_path} is of another teacher than the run's:", changed)
     student = rebuild_student(run, recipe)
     return evaluate_run(
         run,
         student,
-        Path(origin["cache_path"]) if cache_path is None else cache_path,
+        cache_path,
         find_shards(shard_patterns or origin["shards"]),
         recipe.probes,
         zeroshot_set=origin["prompt_sets"]["zeroshot"],
@@ -105,7 +115,7 @@ def rebuild_student(run: RunDir, recipe: Recipe) -> Student:
     student = build_student(
         recipe.student, dim=origin["dim"], input_px=origin["input_px"], seed=recipe.training.seed
     )
-    student.load_state_dict(weights)
+    load_weights(student, weights, where=run.path)
     return student
 
 
@@ -130,18 +140,9 @@ def _named_teacher(fields: Mapping[str, Any]) -> dict[str, Any]:
     return named
 
 
-def _check_prompts(cache: TargetCache, prompts: PromptSet) -> Anchors:
-    """Return the cached anchors of a prompt set; raises if the prompt file says other texts."""
-    anchors = read_anchors(cache.path, prompts.name)
-    old = {"class_names": anchors.class_names, "texts": anchors.texts}
-    new = {"class_names": prompts.class_names, "texts": prompts.texts}
-    if changed := differences(old, new):
-        raise CacheMismatchError(
-            f"{cache.path}: anchors {prompts.name!r} were made from other prompts; put the prompt "
-            "file back, or make another cache:",
-            changed,
-        )
-    return anchors
+def _known_teacher(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what tells a teacher from another of the same name or dimension."""
+    return {name: manifest["teacher"][name] for name in ("weights_sha256", "preprocess", "dim")}
 
 
 def _check_labels(cache: TargetCache, anchors: Anchors) -> None:
@@ -163,7 +164,12 @@ def _origin(
     return {
         "cache_path": str(cache.path.resolve()),
         "shards": [f"{shard.split}={shard.path.resolve()}" for shard in shards],
-        "cache": {"generation": cache.manifest["generation"], "digest": cache.digest},
+        "teacher": _known_teacher(cache.manifest),
+        "cache": {
+            "generation": cache.manifest["generation"],
+            "digest": cache.digest,
+            "anchors": layout.array_digest(sets["anchors"].embeddings_AD),
+        },
         "prompt_sets": {use: anchors.name for use, anchors in sets.items()},
         "dim": cache.dim,
         "input_px": input_px,

@@ -4,7 +4,7 @@ Shape letters: B batch, S side in pixels, F feature dimension, D teacher dimensi
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,10 @@ class StudentOptions:
 
     model: str = "rn18"  # an entry of STUDENTS, or any timm name
     input_px: int | None = None  # side of its input; by default the teacher's
+
+    def __post_init__(self) -> None:
+        if self.input_px is not None and self.input_px < 1:
+            raise ValueError(f"input_px is at least 1, not {self.input_px}")
 
 
 class Student(nn.Module):
@@ -71,6 +75,17 @@ def build_student(spec: StudentOptions, *, dim: int, input_px: int, seed: int) -
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build(dim, input_px)
+
+
+def load_weights(student: Student, weights: Mapping[str, Tensor], *, where: object) -> None:
+    """Put saved weights into a student; raises StudentError if they are of another one."""
+    try:
+        student.load_state_dict(weights)
+    except RuntimeError as error:  # lists every name and shape that does not fit
+        reason = "; ".join(line.strip() for line in str(error).splitlines()[1:3])[:300]
+        raise StudentError(
+            f"the weights in {where} are not this student's ({reason}): name another --run"
+        ) from None
 
 
 def _timm_student(name: str, dim: int, input_px: int) -> Student:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from pipeline.errors import StudentError
 from pipeline.losses import Term
 from pipeline.options import options
 from pipeline.rundir import RunDir
+from pipeline.schedule import philox_words
 from pipeline.students import Student
 
 _log = logging.getLogger(__name__)
@@ -47,8 +49,18 @@ class TrainOptions:
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1:
             raise ValueError("epochs and batch_size are at least 1")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema is at least 0 and below 1, not {self.ema}")
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate is above 0, not {self.learning_rate}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is between 0 and 2**63 - 1, not {self.seed}")
+        for field_name in ("ema", "momentum"):
+            value = getattr(self, field_name)
+            if not 0 <= value < 1:
+                raise ValueError(f"{field_name} is at least 0 and below 1, not {value}")
+        for field_name in ("weight_decay", "warmup_epochs", "checkpoint_steps"):
+            value = getattr(self, field_name)
+            if value < 0:
+                raise ValueError(f"{field_name} is at least 0, not {value}")
 
 
 class TargetsSource(Protocol):
@@ -99,20 +111,25 @@ def train_student(
     """Train from where the run's newest checkpoint stands, and save the student's weights.
 
     anchors_AD: normalised text anchors, float32. Returns the last epoch's metrics. Bit for bit the
-    same on a CPU, interrupted or not, for one number of threads. Raises StudentError if the loss
-    stops being finite; the last checkpoint stays.
+    same on a CPU, interrupted or not, for one number of threads. Raises StudentError if the loss or
+    the weights stop being finite; the last checkpoint stays.
     """
     student.to(device).train()
     state = _State(student, spec)
-    state.restore(run.load_checkpoint())
+    state.restore(run.load_checkpoint(), where=run.path)
     anchors_AD = anchors_AD.to(device)
     last = spec.epochs * source.steps_per_epoch
     per_epoch = source.steps_per_epoch
-    with runtime.progress("training", last, "steps") as advance:
+    forked = [device] if device.type == "cuda" else []
+    with (
+        torch.random.fork_rng(devices=forked),
+        runtime.progress("training", last, "steps") as advance,
+    ):
         advance(state.step)
         for batch, waited in _timed(source.starting_at(state.step, last)):
             began = time.monotonic()
             rate = learning_rate(state.step, last, per_epoch, spec)
+            torch.manual_seed(_noise_seed(spec.seed, state.step))
             losses = _step(student, state, batch, anchors_AD, terms, rate, device)
             state.step += 1
             state.sums.add(losses, len(batch.rows_B))
@@ -120,8 +137,9 @@ def train_student(
             state.sums.seconds += waited + time.monotonic() - began
             if state.step % per_epoch == 0:
                 state.end_epoch(state.step // per_epoch - 1, rate)
-                run.write_metrics(state.lines)
             if state.step % per_epoch == 0 or _due(state.step, spec.checkpoint_steps):
+                state.check_finite()
+                run.write_metrics(state.lines)
                 run.save_checkpoint(state.step, state.saved())
             advance(1, f"loss {losses['loss']:.4f}")
     run.save_weights({"student": state.ema.state, "student_raw": student.state_dict()})
@@ -132,7 +150,7 @@ def learning_rate(step: int, last: int, per_epoch: int, spec: TrainOptions) -> f
     """Return the rate of a step: linear warm-up, then one cosine to 0 (SGDR without restarts)."""
     warm = spec.warmup_epochs * per_epoch
     if step < warm:
-        return spec.learning_rate * (step + 1) / warm
+        return spec.learning_rate * min(1.0, (step + 1) / warm)
     share = (step - warm) / max(1, last - warm)
     return spec.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
 
@@ -152,6 +170,15 @@ class _State:
         self.lines.append(self.sums.line(epoch, self.step, rate))
         self.sums = _Sums()
 
+    def check_finite(self) -> None:
+        """Raise StudentError if the last step blew up: its loss was of the weights before it."""
+        values = self.student.state_dict().values()
+        if not all(bool(v.isfinite().all()) for v in values if v.is_floating_point()):
+            raise StudentError(
+                f"the weights are not finite after step {self.step - 1}: lower "
+                "training.learning_rate; the last checkpoint is kept"
+            )
+
     def saved(self) -> dict[str, Any]:
         return {
             "step": self.step,
@@ -159,20 +186,27 @@ class _State:
             "ema": self.ema.state,
             "ema_updates": self.ema.updates,
             "optimizer": self.optimizer.state_dict(),
-            "torch_rng": torch.get_rng_state(),
             "threads": torch.get_num_threads(),
             "sums": dict(vars(self.sums)),
             "lines": self.lines,
         }
 
-    def restore(self, saved: Mapping[str, Any] | None) -> None:
+    def restore(self, saved: Mapping[str, Any] | None, *, where: object) -> None:
         if saved is None:
             return
+        try:
+            self._restore(saved)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}"[:200]
+            raise StudentError(
+                f"the checkpoint in {where} is not of this run ({reason}): name another --run"
+            ) from None
+
+    def _restore(self, saved: Mapping[str, Any]) -> None:
         self.step = int(saved["step"])
         self.student.load_state_dict(saved["student"])
         self.ema.load(saved["ema"], int(saved["ema_updates"]))
         self.optimizer.load_state_dict(saved["optimizer"])
-        torch.set_rng_state(saved["torch_rng"])
         self.sums = _Sums(**saved["sums"])
         self.lines = list(saved["lines"])
         if saved["threads"] != torch.get_num_threads():
@@ -210,7 +244,13 @@ def _step(
         rows_B=batch.rows_B,
         labels_B=batch.labels_B,
     )
-    outputs = student(batch.views(device))
+    try:
+        outputs = student(batch.views(device))
+    except ValueError as error:  # of batch norm, which learns nothing from one value per channel
+        raise StudentError(
+            f"the student cannot learn from a batch of {len(batch.rows_B)} ({error}): raise "
+            "training.batch_size, or give more images"
+        ) from None
     means = {term.name: term(outputs, targets).mean() for term in terms}
     loss = torch.stack([term.spec.weight * means[term.name] for term in terms]).sum()
     values = {"loss": float(loss.detach())}
@@ -226,6 +266,11 @@ def _step(
     state.optimizer.step()
     state.ema.update(student)
     return values | {name: float(mean.detach()) for name, mean in means.items()}
+
+
+def _noise_seed(seed: int, step: int) -> int:
+    """Decide what a student's own randomness (dropout) starts from in a step, and by that alone."""
+    return int(philox_words(np.array([seed, 1], np.uint64), step, 1)[0])
 
 
 def _due(step: int, every: int) -> bool:

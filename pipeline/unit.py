@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import runtime
+from pipeline import durable, runtime
 from pipeline.cache import layout, writer
 from pipeline.errors import SampleError, ShardError, TeacherError
 from pipeline.photometry import apply_photometry
@@ -52,15 +52,19 @@ class UnitReport:
     views: int
 
 
-def embed_unit(job: UnitJob) -> UnitReport:
-    """Make and publish one unit; raises ShardError, TeacherError, CacheError or OSError."""
+def embed_unit(job: UnitJob, send: runtime.Send) -> UnitReport:
+    """Make and publish one unit; raises ShardError, TeacherError, CacheError or OSError.
+
+    send: told now and then how many (bytes of the tar x views, views) were done since last.
+    """
     teacher = resident_teacher(job.teacher, job.device)
     if resident_fingerprint(job.teacher, job.device)["weights_sha256"] != job.weights_sha256:
         raise TeacherError(
             f"the teacher here ({job.teacher.model}) has other weights than the cache's manifest"
         )
+    durable.fault_point(f"in-{job.unit.name}")
     with runtime.torch_threads(job.teacher.threads):
-        rows, shard_sha256 = _embed_rows(job, teacher)
+        rows, shard_sha256 = _embed_rows(job, teacher, runtime.Meter(send))
     arrays = rows.arrays(job.unit.num_views, teacher.dim)
     skips = rows.skips
     attributes = {
@@ -127,14 +131,18 @@ class _Rows:
         }
 
 
-def _embed_rows(job: UnitJob, teacher: Teacher) -> tuple[_Rows, str]:
+def _embed_rows(job: UnitJob, teacher: Teacher, meter: runtime.Meter) -> tuple[_Rows, str]:
     """Read the whole shard; return its rows and the sha256 of the file's bytes."""
     rows, digest = _Rows(), sha256()
     schedule = schedule_from(job.schedule)
     batch = _Batch(teacher, job.teacher.batch_size, rows.targets)
+    position = 0
     for sample in read_samples(job.shard, digest):
         _add_sample(job, schedule, sample, rows, batch, teacher)
+        meter.add((sample.end - position) * job.unit.num_views, job.unit.num_views)
+        position = sample.end
     batch.flush()
+    meter.flush()
     if job.shard.path.stat().st_size != job.shard.size_bytes:
         raise ShardError(f"{job.shard.path} changed while it was read: run teacher-cache again")
     return rows, digest.hexdigest()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,6 +20,7 @@ from pipeline.photometry import apply_photometry
 from pipeline.schedule import GEOMETRIES, INTERPOLATIONS, ViewParams
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
+_MOST_PIXELS = 1024**3 // 4 // 3  # beyond this Pillow itself refuses
 _PILLOW = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -38,6 +39,13 @@ class DecodePolicy:
     max_aspect: float = 50.0  # longer side / shorter side
     min_side_px: int = 4
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_pixels <= _MOST_PIXELS:
+            raise ValueError(f"max_pixels is 1 to {_MOST_PIXELS}, not {self.max_pixels}")
+        for field in ("max_bytes", "max_aspect", "min_side_px"):
+            if not getattr(self, field) >= 1:
+                raise ValueError(f"{field} is at least 1, not {getattr(self, field)}")
+
 
 def render_views(
     encoded: bytes, params: Sequence[ViewParams], size: int, policy: DecodePolicy | None = None
@@ -45,7 +53,8 @@ def render_views(
     """Render one uint8 [V,3,S,S] view per element of `params`; raises SampleError."""
     image = decode(encoded, policy or DecodePolicy())
     geometry = render_geometry(image, params, size)
-    return apply_photometry(geometry, np.array(params, np.float32))
+    params_VP = np.array(params, np.float32).reshape(len(params), len(ViewParams._fields))
+    return apply_photometry(geometry, params_VP)
 
 
 def decode(encoded: bytes, policy: DecodePolicy) -> np.ndarray:
@@ -56,12 +65,17 @@ def decode(encoded: bytes, policy: DecodePolicy) -> np.ndarray:
         raise SampleError("too-many-bytes", f"{len(encoded)} bytes, at most {policy.max_bytes}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # Pillow warns of bombs and broken palettes
+            warnings.simplefilter("ignore")  # of wrong metadata, beside pixels that are whole
             with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
                 _check_size(*image.size, policy)
                 return _to_rgb(image)
-    except SampleError:
+    except (SampleError, MemoryError):
         raise
+    except Image.DecompressionBombError as error:  # twice Pillow's own limit, or more
+        raise SampleError("too-many-pixels", str(error)) from None
+    except UnidentifiedImageError:  # its own words hold an address, which differs between runs
+        detail = f"no JPEG, PNG or WebP; it begins {encoded[:24]!r}"
+        raise SampleError("undecodable", detail) from None
     except Exception as error:  # decoders raise many kinds; all mean that the sample is bad
         reason = "truncated" if "truncated" in str(error) else "undecodable"
         raise SampleError(reason, f"{type(error).__name__}: {error}"[:200]) from None
@@ -142,7 +156,7 @@ def _resized(width: int, height: int, size: int, mode: str) -> tuple[int, int]:
         short = min(width, height)
         return int(size * width / short), int(size * height / short)
     ratio = max(width, height) / size
-    return round(width / ratio), round(height / ratio)
+    return max(1, round(width / ratio)), max(1, round(height / ratio))
 
 
 def _centre(length: int, size: int) -> tuple[slice, slice]:

@@ -54,7 +54,7 @@ def test_the_student_stands_beside_its_teacher(digits: Path, tmp_path: Path) -> 
 
 
 def test_shuffled_targets_drop_zero_shot_to_chance(digits: Path, tmp_path: Path) -> None:
-    """Rows joined to the wrong targets: were it not for this guard, a linear probe would not see."""
+    """The guard against rows joined to wrong targets; a linear probe hardly notices them."""
     shuffled = shuffle_targets(digits / "cache", tmp_path / "cache")
     quick = ("student.model=resnet10t", "training.epochs=4")
     scores = scores_of(digits, shuffled, tmp_path / "run", *quick)

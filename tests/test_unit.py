@@ -17,6 +17,10 @@ from pipeline.unit import UnitJob, _Batch, _Rows, embed_unit
 from pipeline.views import DecodePolicy
 
 
+def ignore(progress: tuple[int, int]) -> None:
+    """Stand where nobody listens."""
+
+
 @pytest.fixture
 def job(sealed_cache: Path, shards_dir: Path, teacher_dir: Path, tmp_path: Path) -> UnitJob:
     """The job of one unit of the sealed cache, to be done in another cache."""
@@ -36,7 +40,7 @@ def job(sealed_cache: Path, shards_dir: Path, teacher_dir: Path, tmp_path: Path)
 
 
 def test_a_unit_made_twice_is_published_once(job: UnitJob) -> None:
-    first, second = embed_unit(job), embed_unit(job)
+    first, second = embed_unit(job, ignore), embed_unit(job, ignore)
     assert (first.published, second.published) == (True, False)
     assert (first.seen, first.skipped, first.views) == (14, 0, 28)
 
@@ -44,15 +48,23 @@ def test_a_unit_made_twice_is_published_once(job: UnitJob) -> None:
 def test_a_unit_made_alone_equals_the_one_made_among_others(
     job: UnitJob, sealed_cache: Path
 ) -> None:
-    embed_unit(job)
+    embed_unit(job, ignore)
     found = layout.unit_attributes(job.cache, job.unit, job.fingerprint)
     assert found == layout.unit_attributes(sealed_cache, job.unit, job.fingerprint)
+
+
+def test_progress_adds_up_to_the_shards_views_and_nearly_its_bytes(job: UnitJob) -> None:
+    heard: list[tuple[int, int]] = []
+    embed_unit(job, heard.append)
+    work, views = (sum(part) for part in zip(*heard, strict=True))
+    assert views == 14 * 2
+    assert 0.6 < work / (job.shard.size_bytes * 2) <= 1  # what is left is the tar's padding
 
 
 def test_a_process_with_another_teacher_never_embeds(job: UnitJob) -> None:
     other = UnitJob(**{**vars(job), "weights_sha256": "0" * 64})
     with pytest.raises(TeacherError, match="other weights than the cache's manifest"):
-        embed_unit(other)
+        embed_unit(other, ignore)
     assert not (job.cache / "units").exists()
 
 

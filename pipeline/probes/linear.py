@@ -4,7 +4,7 @@ Shape letters: N rows, F feature dimension.
 """
 
 import warnings
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -26,13 +26,19 @@ class LinearOptions:
     max_iter: int = 1000
     normalise: Literal["l2", "none"] = "l2"
 
+    def __post_init__(self) -> None:
+        if self.C <= 0:
+            raise ValueError(f"C is above 0, not {self.C}")
+        if self.max_iter < 1:
+            raise ValueError(f"max_iter is at least 1, not {self.max_iter}")
+
 
 def run(train: Features, test: Features, anchors: Anchors, spec: LinearOptions) -> dict[str, float]:
     """Fit on train, score on test: accuracy of backbone features, and of the embedding beside it.
 
-    Returns accuracy, embedding_accuracy (shares of the labelled test rows), C, iterations and
-    converged (1 or 0) of the backbone's fit. Raises ProbeError without labels or classes to tell
-    apart, or for features that are not finite.
+    Returns accuracy, embedding_accuracy (shares of the labelled test rows), C, iterations,
+    objective (what was minimised) and converged (1 or 0) of the backbone's fit. Raises ProbeError
+    without labels or classes to tell apart, or for features that are not finite.
     """
     scores = _fit(train.features_NF, train.labels_N, test.features_NF, test.labels_N, spec)
     if train.features_NF is train.embedding_ND:  # a teacher, known by its embedding alone
@@ -58,16 +64,29 @@ def _fit(
     # Since scikit-learn 1.4 `tol` bounds the gradient of the mean loss; the earlier and stricter
     # rule, on the sum, is this one.
     model = LogisticRegression(C=spec.C, max_iter=spec.max_iter, tol=1e-4 / len(train_y))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # reported as a score instead
+    with warnings.catch_warnings(record=True) as caught:  # reported as a score instead
+        warnings.simplefilter("always", ConvergenceWarning)
         model.fit(train_x, train_y)
-    iterations = int(model.n_iter_.max())
+    stopped_early = any(issubclass(item.category, ConvergenceWarning) for item in caught)
     return {
         "accuracy": float((model.predict(test_x) == test_y).mean()),
         "C": spec.C,
-        "iterations": float(iterations),
-        "converged": float(iterations < spec.max_iter),
+        "iterations": float(model.n_iter_.max()),
+        "objective": _objective(model, train_x, train_y),
+        "converged": float(not stopped_early),
     }
+
+
+def _objective(model: Any, x_NF: np.ndarray, labels_N: np.ndarray) -> float:
+    """Return C * sum(loss) + |W|^2 / 2 (biases are free) where the fit ended."""
+    from scipy.special import log_softmax
+
+    logits = model.decision_function(x_NF)
+    if logits.ndim == 1:  # two classes share one row of weights
+        logits = np.stack([np.zeros_like(logits), logits], axis=1)
+    places_N = np.searchsorted(model.classes_, labels_N)
+    losses_N = -log_softmax(logits, axis=1)[np.arange(len(labels_N)), places_N]
+    return float(model.C * losses_N.sum() + (model.coef_**2).sum() / 2)
 
 
 def _labelled(

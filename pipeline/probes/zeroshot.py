@@ -22,7 +22,8 @@ def run(
     """Classify the test rows by cosine to the anchors.
 
     Returns top1, top5 (with more than 5 classes) and mean_per_class, shares of the labelled rows.
-    Raises ProbeError without labels, or for labels that the prompt set does not have.
+    Raises ProbeError without labels, for labels that the prompt set does not have, or for anchors
+    of another dimension.
     """
     known = test.labels_N >= 0
     labels_N, embedding_ND = test.labels_N[known], test.embedding_ND[known].astype(np.float32)
@@ -34,10 +35,19 @@ def run(
             f"a test sample has label {labels_N.max()}, prompt set {anchors.name} has "
             f"{num_classes} classes (0 to {num_classes - 1}): give the prompts of this dataset"
         )
+    if embedding_ND.shape[1] != anchors.embeddings_AD.shape[1]:
+        raise ProbeError(
+            f"the test embeddings have {embedding_ND.shape[1]} dimensions, prompt set "
+            f"{anchors.name} has {anchors.embeddings_AD.shape[1]}: give the cache of the teacher "
+            "that the student learned from"
+        )
     if not np.isfinite(embedding_ND).all():
         raise ProbeError("the test embeddings hold NaN or Inf: training has diverged")
+    # Classes of one text have one cosine, to the last bit: a product of all would not see to it.
+    distinct_AD, places_A = np.unique(anchors.embeddings_AD, axis=0, return_inverse=True)
+    cosine_NA = (embedding_ND @ distinct_AD.T)[:, places_A.reshape(-1)]
     # Stable: between equal cosines the lower class number wins.
-    ranked_NA = np.argsort(-(embedding_ND @ anchors.embeddings_AD.T), axis=1, kind="stable")
+    ranked_NA = np.argsort(-cosine_NA, axis=1, kind="stable")
     right_N = ranked_NA[:, 0] == labels_N
     scores = {
         "top1": float(right_N.mean()),

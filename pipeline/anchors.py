@@ -1,0 +1,26 @@
+"""Finds the cached anchors of a prompt set, and holds them against its texts."""
+
+from pathlib import Path
+
+from pipeline.cache.reader import Anchors, read_anchors
+from pipeline.errors import CacheMismatchError
+from pipeline.options import differences
+from pipeline.prompts import PromptSet
+
+
+def cached_anchors(cache: Path, prompts: PromptSet) -> Anchors:
+    """Return the anchors that a cache, sealed or not, holds for a prompt set.
+
+    Raises CacheError if it has none of that name, CacheMismatchError listing every class name and
+    text that is not as it was embedded (classes reordered, labels or context edited).
+    """
+    anchors = read_anchors(cache, prompts.name)
+    old = {"class_names": anchors.class_names, "texts": anchors.texts}
+    new = {"class_names": prompts.class_names, "texts": prompts.texts}
+    if changed := differences(old, new):
+        raise CacheMismatchError(
+            f"{cache} has anchors {prompts.name!r} from other prompts; put the prompt file back, "
+            "or give the edited set another name:",
+            changed,
+        )
+    return anchors

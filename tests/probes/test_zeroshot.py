@@ -1,0 +1,164 @@
+"""Zero-shot is the nearest class text by cosine, with the field's own scores."""
+
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
+
+from pipeline.cache.reader import Anchors, read_anchors
+from pipeline.contracts import Features
+from pipeline.errors import ProbeError
+from pipeline.probes.zeroshot import ZeroshotOptions, run
+
+D = 16
+
+
+def rows(count: int, seed: int) -> np.ndarray:
+    values = np.random.default_rng(seed).normal(size=(count, D))
+    return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
+
+
+def anchors(embeddings_AD: np.ndarray) -> Anchors:
+    names = tuple(f"class {i}" for i in range(len(embeddings_AD)))
+    texts = tuple((name,) for name in names)
+    counts = np.ones((len(names), 1), np.int32)
+    return Anchors("own", embeddings_AD, names, texts, ("{label}",), counts)
+
+
+def features(embedding_ND: np.ndarray, labels_N: np.ndarray) -> Features:
+    return Features(embedding_ND, embedding_ND, labels_N)
+
+
+def probe(embedding_ND: np.ndarray, labels_N: np.ndarray, given: Anchors) -> dict[str, float]:
+    nothing = features(np.empty((0, D), np.float32), np.empty(0, np.int64))
+    return run(nothing, features(embedding_ND, labels_N), given, ZeroshotOptions())
+
+
+def noisy(classes: int, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return anchors, embeddings around them, and uneven labels."""
+    generator = np.random.default_rng(seed)
+    anchors_AD = rows(classes, seed)
+    labels_N = np.minimum(generator.geometric(0.3, count) - 1, classes - 1)
+    embedding_ND = anchors_AD[labels_N] + 0.4 * generator.normal(size=(count, D))
+    embedding_ND /= np.linalg.norm(embedding_ND, axis=1, keepdims=True)
+    return anchors_AD, embedding_ND.astype(np.float32), labels_N
+
+
+@pytest.mark.parametrize("classes", [2, 5, 10])
+def test_top1_is_the_cosine_argmax_by_hand(classes: int) -> None:
+    anchors_AD, embedding_ND, labels_N = noisy(classes, 200)
+    right = 0
+    for embedding, label in zip(embedding_ND, labels_N, strict=True):
+        cosines = [float(np.dot(embedding.astype(np.float64), a)) for a in anchors_AD]
+        right += cosines.index(max(cosines)) == label
+    scores = probe(embedding_ND, labels_N, anchors(anchors_AD))
+    assert scores["top1"] == right / 200
+    assert 0 < scores["top1"] < 1
+
+
+def test_mean_per_class_is_scikit_learns_balanced_accuracy() -> None:
+    anchors_AD, embedding_ND, labels_N = noisy(8, 300)
+    predicted_N = (embedding_ND @ anchors_AD.T).argmax(axis=1)
+    scores = probe(embedding_ND, labels_N, anchors(anchors_AD))
+    assert scores["mean_per_class"] == pytest.approx(
+        balanced_accuracy_score(labels_N, predicted_N), abs=1e-12
+    )
+    assert scores["mean_per_class"] != scores["top1"]
+
+
+def test_top5_is_scikit_learns_and_only_there_with_more_than_5_classes() -> None:
+    anchors_AD, embedding_ND, labels_N = noisy(12, 300)
+    scores = probe(embedding_ND, labels_N, anchors(anchors_AD))
+    cosines_NA = embedding_ND @ anchors_AD.T
+    assert scores["top5"] == pytest.approx(
+        top_k_accuracy_score(labels_N, cosines_NA, k=5, labels=np.arange(12))
+    )
+    assert scores["top5"] > scores["top1"]
+    for classes in (2, 5):
+        anchors_AD, embedding_ND, labels_N = noisy(classes, 50)
+        assert "top5" not in probe(embedding_ND, labels_N, anchors(anchors_AD))
+
+
+@pytest.mark.parametrize("classes", [3, 7, 100])
+def test_between_equal_cosines_the_lower_class_wins(classes: int) -> None:
+    anchors_AD = np.repeat(rows(1, seed=1), classes, axis=0)
+    embedding_ND = rows(9, seed=2)
+    for label in range(classes if classes < 10 else 3):
+        scores = probe(embedding_ND, np.full(9, label), anchors(anchors_AD))
+        assert scores["top1"] == float(label == 0)
+
+
+def test_classes_that_no_test_row_has_do_not_count() -> None:
+    anchors_AD = rows(6, seed=0)
+    scores = probe(anchors_AD[[1, 1, 4]], np.array([1, 2, 4]), anchors(anchors_AD))
+    assert scores["top1"] == pytest.approx(2 / 3)
+    assert scores["mean_per_class"] == pytest.approx(2 / 3)  # of classes 1, 2 and 4
+
+
+def test_rows_without_a_label_are_left_out() -> None:
+    anchors_AD, embedding_ND, labels_N = noisy(6, 60)
+    holes = np.arange(60) % 4 == 1
+    holed = probe(embedding_ND, np.where(holes, -1, labels_N), anchors(anchors_AD))
+    assert holed == probe(embedding_ND[~holes], labels_N[~holes], anchors(anchors_AD))
+
+
+def test_the_train_rows_play_no_part() -> None:
+    anchors_AD, embedding_ND, labels_N = noisy(6, 60)
+    test, given = features(embedding_ND, labels_N), anchors(anchors_AD)
+    trains = [features(rows(5, seed), np.full(5, 99)) for seed in (1, 2)]
+    one, other = (run(train, test, given, ZeroshotOptions()) for train in trains)
+    assert one == other
+
+
+def test_cached_anchors_are_open_clips_zero_shot_classifier(
+    sealed_cache: Path, teacher_dir: Path
+) -> None:
+    """Per class, open_clip averages normalised template embeddings and normalises again."""
+    cached = read_anchors(sealed_cache, "shapes-plain")
+    assert len(cached.templates) == 2
+    model = open_clip.create_model_from_pretrained(
+        f"local-dir:{teacher_dir}", return_transform=False
+    ).eval()
+    weights_DA = open_clip.build_zero_shot_classifier(
+        model,
+        open_clip.get_tokenizer(f"local-dir:{teacher_dir}"),
+        cached.class_names,
+        [lambda name, t=template: t.format(label=name) for template in cached.templates],
+        num_classes_per_batch=None,
+        device="cpu",
+        use_tqdm=False,
+    )
+    np.testing.assert_allclose(cached.embeddings_AD, weights_DA.T.numpy(), atol=1e-6)
+
+    embedding_ND = rows(50, seed=3)
+    logits_NA = 100.0 * torch.from_numpy(embedding_ND) @ weights_DA
+    scores = probe(embedding_ND, logits_NA.argmax(dim=1).numpy(), cached)
+    assert scores["top1"] == scores["mean_per_class"] == 1
+
+
+class TestRefusals:
+    def test_no_label_at_all(self) -> None:
+        with pytest.raises(ProbeError, match="no test sample has a label"):
+            probe(rows(4, 0), np.full(4, -1), anchors(rows(3, 1)))
+
+    def test_no_row_at_all(self) -> None:
+        with pytest.raises(ProbeError, match="no test sample has a label"):
+            probe(rows(0, 0), np.empty(0, np.int64), anchors(rows(3, 1)))
+
+    def test_a_label_outside_the_prompts(self) -> None:
+        with pytest.raises(ProbeError, match=r"label 3, prompt set own has 3 classes \(0 to 2\)"):
+            probe(rows(4, 0), np.array([0, 1, 3, -1]), anchors(rows(3, 1)))
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf])
+    def test_embeddings_that_are_not_finite(self, bad: float) -> None:
+        embedding_ND = rows(4, 0)
+        embedding_ND[2, 3] = bad
+        with pytest.raises(ProbeError, match="test embeddings hold NaN or Inf"):
+            probe(embedding_ND, np.zeros(4, np.int64), anchors(rows(3, 1)))
+
+    def test_embeddings_of_another_dimension_than_the_anchors(self) -> None:
+        with pytest.raises(ProbeError, match=r"16 dimensions.*8"):
+            probe(rows(4, 0), np.zeros(4, np.int64), anchors(rows(3, 1)[:, :8]))

@@ -1,0 +1,297 @@
+"""Datasets become shards: complete, deterministic, bytes unchanged."""
+
+import json
+import logging
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.datasets import write_digits, write_folder
+from pipeline.errors import DataError
+from pipeline.shards import Sample, find_shards, read_samples
+from pipeline.views import DecodePolicy, decode
+from tests.inputs import encode, square
+
+
+def read(folder: Path) -> dict[str, list[Sample]]:
+    """Return the samples of each split."""
+    samples: dict[str, list[Sample]] = {}
+    for shard in find_shards([str(folder)]):
+        samples.setdefault(shard.split, []).extend(read_samples(shard))
+    return samples
+
+
+def digests(paths: list[Path]) -> list[str]:
+    return [f"{path.name} {sha256(path.read_bytes()).hexdigest()}" for path in paths]
+
+
+def paths_of(samples: list[Sample]) -> list[str]:
+    return [json.loads(sample.members["json"].content)["path"] for sample in samples]
+
+
+def labels_of(samples: list[Sample]) -> list[int]:
+    return [sample.label() for sample in samples]
+
+
+def refusal(source: Path, out: Path, holdout: float = 0.0) -> str:
+    with pytest.raises(DataError) as caught:
+        write_folder(source, out, holdout=holdout)
+    assert not list(out.glob("*"))
+    return str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def digits_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("digits")
+    write_digits(folder)
+    return folder
+
+
+def fill(folder: Path, *names: str) -> Path:
+    """Put a different image at each path."""
+    for number, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kind = {"jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}.get(path.suffix[1:].lower(), "PNG")
+        path.write_bytes(encode(square(number % 3, number), kind))
+    return folder
+
+
+PETS = ("cat/1.png", "cat/2.JPG", "cat/old/3.jpeg", "ant/1.webp", "dog/1.png", "dog/10.png")
+
+
+DIGITS_TEST_KEYS = "5608f0d35a21e6b45d75115c89a7c22cc1c9b0fb6509d3fe315ff9b91cb41833"
+
+# --- digits --------------------------------------------------------------------------------------
+
+
+def test_digits_are_all_there_once(digits_dir: Path) -> None:
+    samples = read(digits_dir)
+    assert {split: len(found) for split, found in samples.items()} == {"train": 1257, "test": 540}
+    indices = [int(sample.key) for found in samples.values() for sample in found]
+    assert sorted(indices) == list(range(1797))
+    assert len(list(digits_dir.glob("*"))) == 5 + 2
+
+
+def test_digits_labels_and_pixels_are_scikit_learns(digits_dir: Path) -> None:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    for sample in [sample for found in read(digits_dir).values() for sample in found]:
+        index = int(sample.key)
+        assert sample.label() == digits.target[index]
+        pixels = decode(sample.image().content, DecodePolicy())
+        assert pixels.shape == (32, 32, 3)
+        assert (pixels == pixels[:, :, :1]).all()
+        blocks = pixels[:, :, 0].reshape(8, 4, 8, 4).mean((1, 3))
+        assert np.abs(blocks - digits.images[index] * (255 / 16)).max() < 80  # of 255
+
+
+def test_digits_split_is_fixed(digits_dir: Path) -> None:
+    """Scores of two versions of this project are of the same test images."""
+    keys = " ".join(sample.key for sample in read(digits_dir)["test"])
+    assert sha256(keys.encode()).hexdigest() == DIGITS_TEST_KEYS
+
+
+def test_every_digit_is_in_both_splits(digits_dir: Path) -> None:
+    for found in read(digits_dir).values():
+        assert np.bincount(labels_of(found)).min() > len(found) / 15
+
+
+def test_digits_written_twice_are_the_same_bytes(digits_dir: Path, tmp_path: Path) -> None:
+    assert digests(write_digits(tmp_path)) == digests(
+        sorted(digits_dir.glob("test*")) + sorted(digits_dir.glob("train*"))
+    )
+
+
+def test_digits_are_not_mixed_with_other_shards(digits_dir: Path) -> None:
+    before = digests(sorted(digits_dir.iterdir()))
+    with pytest.raises(DataError, match="already holds 7 shards"):
+        write_digits(digits_dir)
+    assert digests(sorted(digits_dir.iterdir())) == before
+
+
+# --- folders -------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_classes(tmp_path: Path) -> None:
+    source, out = fill(tmp_path / "pets", *PETS), tmp_path / "out"
+    paths = write_folder(source, out, per_shard=4)
+    assert [path.name for path in paths] == ["train-000000.tar", "train-000001.tar"]
+    assert (out / "classes.txt").read_text() == "ant\ncat\ndog\n"
+    samples = read(out)["train"]
+    assert paths_of(samples) == [
+        "ant/1.webp", "cat/1.png", "cat/2.JPG", "cat/old/3.jpeg", "dog/1.png", "dog/10.png",
+    ]  # fmt: skip
+    assert labels_of(samples) == [0, 1, 1, 1, 2, 2]
+    for sample, path in zip(samples, paths_of(samples), strict=True):
+        assert sample.image().content == (source / path).read_bytes()
+
+
+def test_a_flat_folder_has_no_classes(tmp_path: Path) -> None:
+    source = fill(tmp_path / "flat", "b.png", "a.jpg", "sub/c.png")
+    write_folder(source, tmp_path / "out")
+    samples = read(tmp_path / "out")["train"]
+    assert paths_of(samples) == ["a.jpg", "b.png", "sub/c.png"]
+    assert labels_of(samples) == [-1, -1, -1]
+    assert not (tmp_path / "out" / "classes.txt").exists()
+
+
+def test_folders_named_like_splits_are_splits(tmp_path: Path) -> None:
+    source = fill(
+        tmp_path / "pets", "train/cat/1.png", "train/dog/1.png", "val/dog/2.png", "test/eel/1.png"
+    )
+    write_folder(source, tmp_path / "out")
+    samples = read(tmp_path / "out")
+    assert {split: paths_of(found) for split, found in samples.items()} == {
+        "train": ["cat/1.png", "dog/1.png"],
+        "val": ["dog/2.png"],
+        "test": ["eel/1.png"],
+    }
+    # One numbering for all splits, also for a class that only one of them has.
+    assert [labels_of(found) for found in samples.values()] == [[0, 1], [1], [2]]
+
+
+@pytest.mark.parametrize("beside", ["aeroplane/1.png", "loose.jpg"])
+def test_images_beside_split_folders_are_not_passed_over(tmp_path: Path, beside: str) -> None:
+    """A class may be called "train"; its folder must not hide all others."""
+    message = refusal(fill(tmp_path / "voc", "train/1.png", beside), tmp_path / "out")
+    assert "train" in message
+    assert beside in message
+
+
+def test_a_folder_written_twice_is_the_same_bytes(tmp_path: Path) -> None:
+    source = fill(tmp_path / "pets", *PETS)
+    one, two = (write_folder(source, tmp_path / name, holdout=0.4) for name in ("one", "two"))
+    assert digests(one) == digests(two)
+    copy = fill(tmp_path / "copy", *reversed(PETS))  # the order on disk plays no part
+    for name in PETS:
+        (copy / name).write_bytes((source / name).read_bytes())
+    assert digests(write_folder(copy, tmp_path / "three", holdout=0.4)) == digests(one)
+
+
+def test_holdout_is_a_share_chosen_by_path(tmp_path: Path) -> None:
+    names = [f"{label}/{number}.png" for label in "ab" for number in range(60)]
+    source = fill(tmp_path / "many", *names)
+    write_folder(source, tmp_path / "out", holdout=0.25)
+    samples = read(tmp_path / "out")
+    train, test = (set(paths_of(samples[split])) for split in ("train", "test"))
+    assert train | test == set(names)
+    assert not train & test
+    assert 18 <= len(test) <= 42
+    # A new image moves no other one; a larger share only adds.
+    fill(source, "a/new.png")
+    write_folder(source, tmp_path / "later", holdout=0.25)
+    assert set(paths_of(read(tmp_path / "later")["test"])) - {"a/new.png"} == test
+    write_folder(source, tmp_path / "larger", holdout=0.5)
+    assert set(paths_of(read(tmp_path / "larger")["test"])) > test
+
+
+def test_no_holdout_no_test(tmp_path: Path) -> None:
+    write_folder(fill(tmp_path / "pets", *PETS), tmp_path / "out")
+    assert set(read(tmp_path / "out")) == {"train"}
+
+
+def test_links_to_folders_are_followed(tmp_path: Path) -> None:
+    elsewhere = fill(tmp_path / "elsewhere", "1.png")
+    source = fill(tmp_path / "pets", "cat/1.png")
+    (source / "dog").symlink_to(elsewhere)
+    (source / "cat" / "round").symlink_to(source)  # and round in circles, once
+    write_folder(source, tmp_path / "out")
+    assert paths_of(read(tmp_path / "out")["train"]) == ["cat/1.png", "dog/1.png"]
+    (tmp_path / "split").mkdir()
+    for split in ("train", "val", "test"):
+        (tmp_path / "split" / split).symlink_to(elsewhere)
+    write_folder(tmp_path / "split", tmp_path / "linked")
+    assert [paths_of(found) for found in read(tmp_path / "linked").values()] == [["1.png"]] * 3
+
+
+def test_a_broken_link_is_an_error(tmp_path: Path) -> None:
+    source = fill(tmp_path / "pets", "cat/1.png")
+    (source / "cat" / "2.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(FileNotFoundError, match=r"cat/2\.png"):
+        write_folder(source, tmp_path / "out")
+
+
+def test_other_files_are_counted_and_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = fill(tmp_path / "pets", *PETS)
+    for name in ("cat/notes.txt", "cat/4.gif", "README"):
+        (source / name).write_text("x")
+    with caplog.at_level(logging.WARNING):
+        write_folder(source, tmp_path / "out")
+    assert "left out 3 files that are no images" in caplog.text
+    assert len(read(tmp_path / "out")["train"]) == len(PETS)
+
+
+@pytest.mark.parametrize(
+    "name", ["cat/ä 🙂.png", "cat/a.b.c.png", "cat/.hidden.png", "cat/a\nb.png"]
+)
+def test_odd_file_names_are_kept_in_the_path(tmp_path: Path, name: str) -> None:
+    write_folder(fill(tmp_path / "pets", name), tmp_path / "out")
+    (sample,) = read(tmp_path / "out")["train"]
+    assert paths_of([sample]) == [name]
+    assert sample.key == "000000000"
+
+
+def test_file_names_that_are_not_utf8_are_kept(tmp_path: Path) -> None:
+    name = b"cat/caf\xe9.png".decode("utf-8", "surrogateescape")
+    write_folder(fill(tmp_path / "pets", name), tmp_path / "out", holdout=0.0)
+    (sample,) = read(tmp_path / "out")["train"]
+    assert paths_of([sample]) == [name]
+
+
+def test_class_names_that_are_not_utf8_are_kept(tmp_path: Path) -> None:
+    name = b"caf\xe9".decode("utf-8", "surrogateescape")
+    write_folder(fill(tmp_path / "pets", f"{name}/1.png"), tmp_path / "out")
+    assert (tmp_path / "out" / "classes.txt").read_bytes() == b"caf\xe9\n"
+
+
+def test_a_class_name_of_two_lines_is_refused(tmp_path: Path) -> None:
+    message = refusal(fill(tmp_path / "pets", "a\nb/1.png", "c/1.png"), tmp_path / "out")
+    assert "'a\\nb'" in message
+
+
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
+    assert "holds no images" in refusal(tmp_path / "none", tmp_path / "out")
+    (tmp_path / "none" / "a.txt").write_text("x")
+    assert "jpg, jpeg, png, webp" in refusal(tmp_path / "none", tmp_path / "out")
+    source = fill(tmp_path / "pets", "train/cat/1.png")
+    (source / "val").mkdir()
+    assert "pets/val holds no images" in refusal(source, tmp_path / "out")
+
+
+def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file.jpg").write_bytes(b"")
+    for name in ("missing", "file.jpg"):
+        assert "is no folder" in refusal(tmp_path / name, tmp_path / "out")
+
+
+@pytest.mark.parametrize("holdout", [-0.1, 1.0, float("nan")])
+def test_a_senseless_holdout_is_refused(tmp_path: Path, holdout: float) -> None:
+    assert "--holdout" in refusal(fill(tmp_path / "pets", *PETS), tmp_path / "out", holdout)
+
+
+def test_a_holdout_that_leaves_a_split_empty_is_refused(tmp_path: Path) -> None:
+    source = fill(tmp_path / "pets", "cat/1.png", "dog/1.png")
+    for holdout in (1e-9, 1 - 1e-9):
+        assert "--holdout" in refusal(source, tmp_path / "out", holdout)
+
+
+def test_holdout_beside_splits_of_its_own_is_refused(tmp_path: Path) -> None:
+    source = fill(tmp_path / "pets", "train/cat/1.png")
+    assert "its own splits (train)" in refusal(source, tmp_path / "out", 0.1)
+
+
+def test_existing_shards_are_neither_mixed_nor_overwritten(tmp_path: Path) -> None:
+    source, out = fill(tmp_path / "pets", *PETS), tmp_path / "out"
+    before = digests(write_folder(source, out))
+    fill(source, "eel/1.png")
+    with pytest.raises(DataError, match="already holds 1 shards"):
+        write_folder(source, out)
+    assert digests(sorted(out.glob("*.tar"))) == before
+    assert "eel" not in (out / "classes.txt").read_text()

@@ -1,0 +1,251 @@
+"""Prompt files: every class gets its own text, or the file is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.errors import DataError
+from pipeline.prompts import PromptFile, load_prompts, prompt_set
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Any:
+    """Write a prompt file with some fields changed, and load it."""
+
+    def load(**fields: Any) -> PromptFile:
+        content = {
+            "dataset": "pets",
+            "classes": [{"name": "cat", "coarse": "animal"}, {"name": "dog"}],
+            "prompt_sets": {"plain": ["A photo of a {label}."], "context": ["{label}, {coarse}"]},
+            **fields,
+        }
+        path = tmp_path / "pets.yaml"
+        text = yaml.safe_dump(
+            {k: v for k, v in content.items() if v is not ...}, allow_unicode=True
+        )
+        path.write_text(text, encoding="utf-8")
+        return load_prompts(str(path))
+
+    return load
+
+
+def refusal(call: Any, *arguments: Any, **fields: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        call(*arguments, **fields)
+    return str(caught.value)
+
+
+def classes(*names: str) -> list[dict[str, str]]:
+    return [{"name": name} for name in names]
+
+
+def test_digits_are_ten_classes_in_numeric_order() -> None:
+    prompts = load_prompts("digits")
+    assert prompts.dataset == "digits"
+    assert [item.name for item in prompts.classes] == [
+        "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
+    ]  # fmt: skip
+    assert [item.coarse for item in prompts.classes] == ["even digit", "odd digit"] * 5
+    for name in prompts.prompt_sets:
+        texts = prompt_set(prompts, name).texts
+        assert len({text for texts_T in texts for text in texts_T}) == sum(map(len, texts))
+
+
+def test_every_bundled_file_fills_all_its_sets() -> None:
+    files = sorted(Path(__file__).parents[1].glob("prompts/*.yaml"))
+    assert files
+    for path in files:
+        prompts = load_prompts(path.stem)
+        assert prompts == load_prompts(str(path))
+        for name in prompts.prompt_sets:
+            filled = prompt_set(prompts, name)
+            assert len(filled.texts) == len(prompts.classes)
+            assert not any("{" in text for texts_T in filled.texts for text in texts_T)
+
+
+def test_a_set_is_every_class_in_every_template() -> None:
+    prompts = load_prompts("digits")
+    filled = prompt_set(prompts, "cpa")
+    assert filled.name == "digits-cpa"
+    assert filled.class_names[3] == "three"
+    assert filled.texts[3] == ("A photo of a three, categorized as odd digit.",)
+    assert prompt_set(prompts, "plain").texts[0] == ("A photo of a zero.",)
+
+
+def test_templates_keep_their_order_and_classes_theirs(write: Any) -> None:
+    prompts = write(
+        classes=classes("dog", "cat"), prompt_sets={"plain": ["b {label}", "a {label}"]}
+    )
+    assert prompt_set(prompts, "plain").texts == (("b dog", "a dog"), ("b cat", "a cat"))
+
+
+@pytest.mark.parametrize(
+    "name", ["naïve café", "猫", "🙂", "x" * 5000, "{label}", "a {b} c", "100%"]
+)
+def test_any_name_reaches_the_text_unchanged(write: Any, name: str) -> None:
+    prompts = write(classes=classes(name, "dog"))
+    assert prompt_set(prompts, "plain").texts[0] == (f"A photo of a {name}.",)
+
+
+@pytest.mark.parametrize(
+    "template", ["{label}{{x}}", "{label}\n{label}", "{description} {label} {coarse}"]
+)
+def test_templates_may_hold_braces_lines_and_every_field(write: Any, template: str) -> None:
+    item = {"name": "cat", "coarse": "animal", "description": "furry"}
+    filled = prompt_set(write(classes=[item], prompt_sets={"plain": [template]}), "plain")
+    assert filled.texts == ((template.format(label="cat", coarse="animal", description="furry"),),)
+
+
+# --- files that are refused ----------------------------------------------------------------------
+
+
+def test_unknown_files_name_the_nearest() -> None:
+    assert "no prompt file 'digit': did you mean 'digits'?" in refusal(load_prompts, "digit")
+
+
+def test_missing_and_unreadable_files_are_named(tmp_path: Path) -> None:
+    missing, broken, binary = (
+        tmp_path / f"{name}.yaml" for name in ("missing", "broken", "binary")
+    )
+    broken.write_text("classes: [", encoding="utf-8")
+    binary.write_bytes(b"\xff\xfe\0")
+    for path in (missing, broken, binary, tmp_path):
+        assert str(path) in refusal(load_prompts, f"{path}" if path.suffix else f"{path}/.yaml")
+    for content in ("", "- a\n- b\n", "text"):
+        broken.write_text(content)
+        assert "expected a mapping" in refusal(load_prompts, str(broken))
+
+
+def test_python_in_a_prompt_file_is_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "evil.yaml"
+    path.write_text(f"dataset: !!python/object/apply:os.mkdir ['{tmp_path}/owned']\n")
+    assert "evil.yaml" in refusal(load_prompts, str(path))
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"clases": []}, "unknown key 'clases': did you mean 'classes'?"),
+        ({"classes": [{"nmae": "cat"}]}, "unknown key 'classes.0.nmae': did you mean 'name'?"),
+        ({"classes": [{"coarse": "animal"}]}, "'classes.0.name' is required"),
+        ({"classes": [{"name": True}]}, "'classes.0.name'"),
+        ({"classes": [{"name": 3}]}, "'classes.0.name'"),
+        ({"classes": ["cat", "dog"]}, "'classes.0'"),
+        ({"classes": None}, "'classes'"),
+        ({"dataset": ...}, "'dataset' is required"),
+        ({"prompt_sets": {"plain": "A {label}."}}, "'prompt_sets.plain'"),
+        ({"prompt_sets": {"plain": [None]}}, "'prompt_sets.plain.0'"),
+    ],
+)
+def test_wrong_fields_are_named(write: Any, fields: dict[str, Any], words: str) -> None:
+    message = refusal(write, **fields)
+    assert words in message
+    assert "pets.yaml" in message
+
+
+def test_no_class_and_no_set_are_refused(write: Any) -> None:
+    assert "the list of classes is empty" in refusal(write, classes=[])
+    assert "no prompt set" in refusal(write, prompt_sets={})
+
+
+@pytest.mark.parametrize("name", ["", "  ", "\n", "\u00a0"])
+def test_an_empty_name_is_refused(write: Any, name: str) -> None:
+    assert "a class has an empty name" in refusal(write, classes=classes("cat", name))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("cat", "cat"),
+        ("Cat", "cAT"),
+        ("café", "cafe\u0301"),  # one letter, or a letter and its accent
+        ("CAFÉ", "cafe\u0301"),
+        ("straße", "STRASSE"),
+        ("cat", " cat "),
+        ("red  cat", "red cat"),
+        ("red\tcat", "red cat"),
+        ("cat & dog", "cat &amp; dog"),  # CLIP's tokenizer undoes the escape
+    ],
+)
+def test_names_that_read_the_same_are_refused(write: Any, one: str, other: str) -> None:
+    message = refusal(write, classes=classes("fish", one, other))
+    assert "read the same to a teacher" in message
+    assert repr(one) in message
+    assert repr(other) in message
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        "<start_of_text>",
+        "<end_of_text>",
+        "<END_OF_TEXT>",
+        "<|endoftext|>",
+        "<|startoftext|>",
+        "&lt;end_of_text&gt;",
+    ],
+)
+def test_the_tokenizers_own_marks_are_refused_wherever_they_stand(write: Any, mark: str) -> None:
+    for field in ("name", "coarse", "description"):
+        item = {"name": "dog", field: f"x {mark} y"}
+        message = refusal(write, classes=[{"name": "cat"}, item])
+        assert "the tokenizer's own" in message
+    prompts = write(prompt_sets={"plain": [f"A {{label}} {mark}"]})
+    assert "the tokenizer's own" in refusal(prompt_set, prompts, "plain")
+
+
+@pytest.mark.parametrize("name", ["../../etc", "a/b", "", ".", "..", "a b", "a\nb"])
+def test_names_that_folders_of_a_cache_cannot_take_are_refused(write: Any, name: str) -> None:
+    assert "letters, digits" in refusal(write, dataset=name)
+    assert "letters, digits" in refusal(write, prompt_sets={name: ["A {label}"]})
+
+
+# --- sets that are refused -----------------------------------------------------------------------
+
+
+def test_unknown_sets_name_the_nearest(write: Any) -> None:
+    message = refusal(prompt_set, write(), "plane")
+    assert message == "prompts for pets have no set 'plane': did you mean 'plain'?"
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("A photo.", "has no {label}"),
+        ("", "has no {label}"),
+        ("A {{label}}.", "has no {label}"),
+        ("A {coarse}.", "has no {label}"),
+        ("A {label} in {place}.", "unknown field 'place'"),
+        ("A {label}, {corse}.", "did you mean 'coarse'?"),
+        ("A {label} {}.", "unknown field ''"),
+        ("A {label} {0}.", "unknown field '0'"),
+        ("A {label} {label.name}.", "unknown field 'label.name'"),
+        ("A {label} {label[0]}.", "unknown field 'label[0]'"),
+        ("A {label", "template 'A {label'"),
+        ("A label}", "template 'A label}'"),
+        ("A {label:d}.", "plain"),
+        ("A {label:{width}}.", "plain"),
+        ("A {label:>10}.", "plain"),
+        ("A {label!r}.", "plain"),
+    ],
+)
+def test_a_template_with_another_field_is_refused(write: Any, template: str, words: str) -> None:
+    prompts = write(prompt_sets={"plain": ["A {label}.", template]})
+    message = refusal(prompt_set, prompts, "plain")
+    assert words in message
+    assert repr(template) in message
+
+
+def test_a_set_without_templates_is_refused(write: Any) -> None:
+    assert "has no template" in refusal(prompt_set, write(prompt_sets={"plain": []}), "plain")
+
+
+@pytest.mark.parametrize("empty", [None, "", "  "])
+def test_a_class_without_the_field_is_named(write: Any, empty: Any) -> None:
+    items = [{"name": "cat", "coarse": "animal"}, {"name": "dog", "coarse": empty}]
+    message = refusal(prompt_set, write(classes=items), "context")
+    assert message == "template '{label}, {coarse}' needs 'coarse', which 'dog' lacks"
+    assert prompt_set(write(classes=items), "plain").class_names == ("cat", "dog")

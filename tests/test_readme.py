@@ -1,0 +1,101 @@
+"""The README is true: its commands exist, its table is the cache, its recipe loads."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+import zarr
+
+from pipeline.cache import layout
+from pipeline.cache.reader import read_manifest
+from pipeline.recipe import load_recipe, recipe_from
+from tests.conftest import Invoke
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def table_rows() -> list[tuple[str, str]]:
+    """Return (place, array or file) of each row of the table of the cache on disk."""
+    section = README.split("## The cache on disk")[1].split("\n## ")[0]
+    rows, place = [], ""
+    for line in section.splitlines():
+        cells = [cell.strip().strip("`") for cell in line.split("|")[1:-1]]
+        if len(cells) == 4 and cells[0] != "where" and not cells[0].startswith("---"):
+            place = cells[0] or place
+            rows.append((place, cells[1]))
+    return rows
+
+
+def test_bare_zarr_and_numpy_find_everything_that_the_table_names(sealed_cache: Path) -> None:
+    rows = table_rows()
+    named = {name for _, name in rows}
+    assert set(layout.UNIT_ARRAYS) | set(layout.ANCHOR_ARRAYS) <= named
+    for place, name in rows:
+        if place.startswith(("units", "anchors")):
+            parent = zarr.open_group(sealed_cache / place.split("/")[0], mode="r")
+            for _, group in parent.groups():
+                assert name == "attributes" or name in group, (place, name)
+        elif "<split>" in name:
+            for column in layout.INDEX_COLUMNS:
+                assert column in README
+                assert np.load(sealed_cache / place / f"train.{column}.npy").shape == (24,)
+        else:
+            assert (sealed_cache / place / name).exists(), (place, name)
+
+
+def test_the_number_of_view_parameters_is_the_one_in_the_table(sealed_cache: Path) -> None:
+    assert f"[n,V,{len(read_manifest(sealed_cache)['param_columns'])}]" in README
+
+
+def test_the_python_lines_run(sealed_cache: Path) -> None:
+    (code,) = blocks("python")
+    code = code.replace("data/cache/digits", str(sealed_cache))
+    code = code.replace("view(3)", "view(1)").replace("digits-cpa", "shapes-context")
+    names: dict[str, object] = {}
+    exec(code, names)  # the block as a reader would paste it
+    assert len(names["cache"]) == 24  # type: ignore[arg-type]
+
+
+COMMANDS = [
+    line.split("#")[0].split()
+    for block in blocks("sh")
+    for line in block.splitlines()
+    if line.removeprefix(".venv/bin/").startswith("beamclip ")
+]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: " ".join(words[1:3]))
+def test_every_command_and_option_exists(beamclip: Invoke, words: list[str]) -> None:
+    depth = 2 if words[1] in ("data", "teacher") else 1
+    helped = beamclip(*words[1 : 1 + depth], "--help")
+    assert helped.code == 0, helped.err
+    for option in (word for word in words if word.startswith("--")):
+        assert option in helped.out
+
+
+def test_every_make_target_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    wanted = set(re.findall(r"make ([a-z][a-z-]+)", README))
+    assert {"probe", "test"} <= wanted
+    for target in wanted:
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def test_the_fields_shown_for_a_recipe_load() -> None:
+    (snippet,) = blocks("yaml")
+    fields = {**load_recipe("digits").resolved(), **yaml.safe_load(snippet)}
+    assert recipe_from(fields, where="README").teacher.model == "ViT-B-16-quickgelu"
+
+
+def test_the_house_shows_every_module() -> None:
+    section = README.split("## The house")[1]
+    for path in (ROOT / "pipeline").glob("*.py"):
+        if path.name != "__init__.py":
+            assert path.name in section, path.name

@@ -1,0 +1,299 @@
+"""Tars are read whole, or refused."""
+
+import tarfile
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import ShardError
+from pipeline.shards import (
+    Shard,
+    find_shards,
+    read_samples,
+    split_name,
+)
+from pipeline.tar import MAX_MEMBER_BYTES
+from tests.tars import (
+    BLOCK,
+    LONG_KEY,
+    NOT_UTF8,
+    SMALL,
+    contents,
+    ended,
+    member_header,
+    padded,
+    pax,
+    put,
+    read,
+    refusal,
+    shard_at,
+    tar_bytes,
+)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Shard:
+    """A tar of about 20 kB."""
+    return put(tmp_path, tar_bytes(SMALL))
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_members_and_offsets_agree_with_tarfile(tmp_path: Path, format: int) -> None:
+    shard = put(tmp_path, tar_bytes(SMALL, format=format))
+    content = shard.path.read_bytes()
+    with tarfile.open(shard.path) as tar:
+        expected = [(info.name, info.offset_data, tar.extractfile(info).read()) for info in tar]
+    found = [
+        (f"{sample.key}.{name}" if name else sample.key, member.offset, member.content)
+        for sample in read(shard)
+        for name, member in sample.members.items()
+    ]
+    assert found == expected
+    for _, offset, body in found:
+        assert content[offset : offset + len(body)] == body
+
+
+def test_samples_agree_with_webdataset(shards_dir: Path) -> None:
+    import webdataset
+
+    shards = find_shards([str(shards_dir)])
+    assert [(s.split, s.name) for s in shards] == [
+        ("train", "000000"),
+        ("train", "000001"),
+        ("test", "000000"),
+    ]
+    for shard in shards:
+        theirs = [
+            (item["__key__"], {k: v for k, v in item.items() if not k.startswith("__")})
+            for item in webdataset.WebDataset(str(shard.path), shardshuffle=False)
+        ]
+        assert contents(read(shard)) == theirs
+        assert len(theirs) in {14, 10, 12}
+
+
+def test_ordinals_count_from_zero(small: Shard) -> None:
+    samples = read(small)
+    assert [sample.ordinal for sample in samples] == list(range(10))
+    assert [sample.key for sample in samples][-2:] == ["folder/a", "note"]
+
+
+def test_digest_is_the_files(small: Shard) -> None:
+    digest = sha256()
+    for _ in read_samples(small, digest):
+        pass
+    assert digest.hexdigest() == sha256(small.path.read_bytes()).hexdigest()
+
+
+def test_reading_twice_gives_the_same(small: Shard) -> None:
+    assert read(small) == read(small)
+
+
+def test_samples_are_read_one_at_a_time(tmp_path: Path) -> None:
+    """What comes before the damage is there; the damage is not passed over."""
+    content = tar_bytes(SMALL)
+    shard = put(tmp_path, content[: content.index(b"003.jpg")])
+    samples = read_samples(shard)
+    assert [next(samples).key, next(samples).key] == ["000", "001"]
+    with pytest.raises(ShardError):  # 002 might have had more members
+        next(samples)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "extension"),
+    [
+        ("a.jpg", "a", "jpg"),
+        ("a.JPG", "a", "jpg"),
+        ("a.seg.png", "a", "seg.png"),
+        ("x.y/a.jpg", "x.y/a", "jpg"),
+        ("./a.jpg", "./a", "jpg"),
+        ("../../a.jpg", "../../a", "jpg"),
+        ("/a.jpg", "/a", "jpg"),
+        ("a\nb.jpg", "a\nb", "jpg"),
+        ("a.", "a", ""),
+        ("note", "note", ""),
+        (".hidden", ".hidden", ""),
+        ("x/.hidden.jpg", "x/.hidden.jpg", ""),
+        ("ä 🙂.webp", "ä 🙂", "webp"),
+    ],
+)
+def test_a_name_splits_at_the_base_names_first_dot(name: str, key: str, extension: str) -> None:
+    assert split_name(name) == (key, extension)
+
+
+def test_no_member_vanishes(tmp_path: Path) -> None:
+    """Names that webdataset drops without a word become samples without an image."""
+    files = [(name, b"x") for name in ("a.jpg", "a.__bad__", ".hidden", "README", "__x__")]
+    samples = read(put(tmp_path, tar_bytes(files)))
+    assert sum(len(sample.members) for sample in samples) == 5
+    assert [sample.key for sample in samples] == ["a", ".hidden", "README", "__x__"]
+
+
+@pytest.mark.parametrize(
+    "key", ["../../x", "/etc/x", "a\nb", LONG_KEY, "k" * 4096, NOT_UTF8, "ä 🙂"]
+)
+@pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_any_key_survives(tmp_path: Path, key: str, format: int) -> None:
+    files = [("first.jpg", b"1"), (f"{key}.jpg", b"2"), (f"{key}.cls", b"3"), ("last.jpg", b"4")]
+    shard = put(tmp_path, tar_bytes(files, format=format))
+    assert contents(read(shard)) == [
+        ("first", {"jpg": b"1"}),
+        (key, {"jpg": b"2", "cls": b"3"}),
+        ("last", {"jpg": b"4"}),
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["train-000000.tar"]
+
+
+def test_folders_are_passed_over(tmp_path: Path) -> None:
+    shard = put(
+        tmp_path,
+        ended(
+            member_header("x/", tarfile.DIRTYPE),
+            member_header("x/a.jpg", tarfile.REGTYPE, 3),
+            padded(b"abc"),
+            # Some writers state a size here; nothing of that size follows.
+            member_header("y/", tarfile.DIRTYPE, 4096),
+            member_header("y/b.jpg", tarfile.REGTYPE, 3),
+            padded(b"def"),
+        ),
+    )
+    assert contents(read(shard)) == [("x/a", {"jpg": b"abc"}), ("y/b", {"jpg": b"def"})]
+
+
+def test_extended_size_counts(tmp_path: Path) -> None:
+    header = member_header("a.jpg", tarfile.REGTYPE, 0)
+    shard = put(tmp_path, ended(pax(b"9 size=3\n"), header, padded(b"abc")))
+    assert contents(read(shard)) == [("a", {"jpg": b"abc"})]
+
+
+def test_global_headers_are_passed_over(tmp_path: Path) -> None:
+    records = b"16 comment=hello\n"
+    shard = put(
+        tmp_path,
+        ended(
+            member_header("g", tarfile.XGLTYPE, len(records)),
+            padded(records),
+            member_header("a.jpg", tarfile.REGTYPE, 3),
+            padded(b"abc"),
+        ),
+    )
+    assert contents(read(shard)) == [("a", {"jpg": b"abc"})]
+
+
+def test_an_empty_tar_has_no_samples(tmp_path: Path) -> None:
+    for size in (2 * BLOCK, 10240):
+        assert read(put(tmp_path, bytes(size))) == []
+
+
+def test_an_empty_member_is_kept(tmp_path: Path) -> None:
+    assert contents(read(put(tmp_path, tar_bytes([("a.jpg", b"")])))) == [("a", {"jpg": b""})]
+
+
+def test_programs_in_a_shard_are_bytes_only(tmp_path: Path) -> None:
+    evil = b"cos\nsystem\n(S'touch " + str(tmp_path / "owned").encode() + b"'\ntR."
+    shard = put(tmp_path, tar_bytes([("a.pyd", evil), ("a.pkl", evil), ("a.pth", evil)]))
+    assert [len(sample.members) for sample in read(shard)] == [3]
+    assert not (tmp_path / "owned").exists()
+
+
+# --- damage ------------------------------------------------------------------------------------
+
+
+def test_every_cut_is_an_error_unless_only_padding_is_lost(small: Shard, tmp_path: Path) -> None:
+    whole, expected = small.path.read_bytes(), read(small)
+    end = expected[-1].members[""].offset + BLOCK + 2 * BLOCK
+    assert 15_000 < len(whole) < 35_000
+    for length in range(0, len(whole), 64):
+        path = tmp_path / "cut.tar"
+        path.write_bytes(whole[:length])
+        if length >= end:
+            assert read(shard_at(path)) == expected
+        else:
+            refusal(shard_at(path))
+
+
+def test_a_flipped_byte_is_an_error_or_seen_in_the_digest(small: Shard, tmp_path: Path) -> None:
+    whole, expected = small.path.read_bytes(), read(small)
+    offsets = {member.offset for sample in expected for member in sample.members.values()}
+    for place in range(7, len(whole), 64):
+        path = tmp_path / "flipped.tar"
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x41]) + whole[place + 1 :])
+        digest = sha256()
+        try:
+            found = list(read_samples(shard_at(path), digest))
+        except ShardError:
+            continue
+        assert not any(place // BLOCK * BLOCK + BLOCK == offset for offset in offsets), place
+        assert [(s.key, list(s.members)) for s in found] == [
+            (s.key, list(s.members)) for s in expected
+        ]
+        assert digest.digest() != sha256(whole).digest()
+
+
+def flip(content: bytes, place: int) -> bytes:
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+PLAIN = tar_bytes([("a.jpg", b"abc"), ("b.jpg", b"def")])
+BARE = PLAIN[: 4 * BLOCK]  # two members, no end
+FIRST, SECOND = BARE[: 2 * BLOCK], BARE[2 * BLOCK :]
+DAMAGED = {
+    "flipped byte in a name": (flip(PLAIN, 0), "bad header"),
+    "flipped byte in the second header": (flip(PLAIN, 2 * BLOCK + 130), "bad header"),
+    "concatenated": (PLAIN + PLAIN, "data after the end"),
+    "concatenated without padding": (ended(FIRST) + ended(SECOND), "data after the end"),
+    "trailing text": (PLAIN + b"x", "data after the end"),
+    "trailing block": (ended(BARE) + b"\1" * BLOCK, "data after the end"),
+    "lone zero block": (ended(FIRST, bytes(BLOCK), SECOND), "lone zero block"),
+    "no end": (BARE, "too early"),
+    "half an end": (BARE + bytes(BLOCK), "too early"),
+    "zero header": (flip(ended(FIRST, bytes(BLOCK)), 0), "bad header"),
+    "symbolic link": (
+        ended(member_header("a.jpg", tarfile.SYMTYPE, link="/etc/passwd")), "no regular file"
+    ),
+    "hard link": (
+        ended(FIRST, member_header("b.jpg", tarfile.LNKTYPE, link="a.jpg")), "no regular file"
+    ),
+    "hard link with a size": (
+        ended(FIRST, member_header("b.jpg", tarfile.LNKTYPE, 3, link="a.jpg")), "no regular"
+    ),
+    "device": (ended(member_header("a.jpg", tarfile.CHRTYPE)), "no regular file"),
+    "pipe": (ended(member_header("a.jpg", tarfile.FIFOTYPE)), "no regular file"),
+    "sparse": (ended(member_header("a.jpg", tarfile.GNUTYPE_SPARSE)), "no regular file"),
+    "sparse in extended form": (
+        ended(pax(b"22 GNU.sparse.major=1\n"), FIRST), "sparse"
+    ),
+    "claims too much": (
+        ended(member_header("a.jpg", tarfile.REGTYPE, MAX_MEMBER_BYTES + 1)), "claims"
+    ),
+    "claims more than there is": (
+        ended(member_header("a.jpg", tarfile.REGTYPE, 1 << 20)), "too early"
+    ),
+    "claims less than nothing": (ended(member_header("a.jpg", tarfile.REGTYPE, -1)), "claims"),
+    "key appears twice": (tar_bytes([("a.jpg", b""), ("b.jpg", b""), ("a.cls", b"")]), "'a'"),
+    "member appears twice": (tar_bytes([("a.jpg", b""), ("a.JPG", b"")]), "'a.JPG'"),
+    "long name without its member": (
+        ended(FIRST, member_header("././@LongLink", tarfile.GNUTYPE_LONGNAME, 4), padded(b"abc\0")),
+        "without its member",
+    ),
+    "records without their member": (ended(FIRST, pax(b"10 path=a\n")), "without its member"),
+    "record of length 0": (ended(pax(b"0 path=a\n"), FIRST), "bad extended header"),
+    "record of length -5": (ended(pax(b"-5 path=a\n"), FIRST), "bad extended header"),
+    "record too long": (ended(pax(b"99 path=a\n"), FIRST), "bad extended header"),
+    "record too short": (ended(pax(b"7 path=a\n"), FIRST), "bad extended header"),
+    "record without a value": (ended(pax(b"7 path\n"), FIRST), "bad extended header"),
+    "record without a number": (ended(pax(b"path=a\n"), FIRST), "bad extended header"),
+    "record with another size": (ended(pax(b"10 size=x\n"), FIRST), "bad extended header"),
+}  # fmt: skip
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_damage_is_an_error_that_names_the_file(tmp_path: Path, kind: str) -> None:
+    content, words = DAMAGED[kind]
+    path = tmp_path / "train-000000.tar"
+    path.write_bytes(content)
+    assert words in refusal(shard_at(path))
