@@ -191,7 +191,7 @@ def _run(
     began, views = time.monotonic(), 0
     # Samples are counted only as shards are read, so the bar moves by bytes x views.
     total = sum(job.shard.size_bytes * job.unit.num_views for job in jobs)
-    with runtime.progress("embedding", total, "bytes x views") as advance:
+    with runtime.progress("embedding", total, None) as advance:
 
         def listen(progress: tuple[int, int]) -> None:
             nonlocal views

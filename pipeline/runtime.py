@@ -30,6 +30,7 @@ class Advance(Protocol):
 _LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "pillow", "numpy", "zarr")
 _TOPIC = "beamclip-progress"
 _METER_SECONDS = 0.5
+_COUNT = "{task.completed:,}/{task.total:,} {task.fields[unit]}"
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -83,10 +84,10 @@ def git_commit() -> str | None:
 
 
 @contextlib.contextmanager
-def progress(title: str, total: int, unit: str) -> Iterator[Advance]:
+def progress(title: str, total: int, unit: str | None) -> Iterator[Advance]:
     """Show a bar with rate and time left on a terminal; yield the function that moves it.
 
-    Silent where stderr is no terminal.
+    unit: what is counted, or None to show a percentage alone. Silent where stderr is no terminal.
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -97,7 +98,7 @@ def progress(title: str, total: int, unit: str) -> Iterator[Advance]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed:,}/{task.total:,} {task.fields[unit]}"),
+        TextColumn("{task.percentage:.0f}%" if unit is None else _COUNT),
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
@@ -106,7 +107,7 @@ def progress(title: str, total: int, unit: str) -> Iterator[Advance]:
 
         def advance(count: int, note: str = "") -> None:
             speed = bar.tasks[0].speed
-            rate = f"{speed:,.0f} {unit}/s" if speed else ""
+            rate = f"{speed:,.0f} {unit}/s" if speed and unit else ""
             bar.update(task, advance=count, rate=note or rate)
 
         yield advance
