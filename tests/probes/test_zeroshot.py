@@ -91,6 +91,16 @@ def test_between_equal_cosines_the_lower_class_wins(classes: int) -> None:
         assert scores["top1"] == float(label == 0)
 
 
+@pytest.mark.parametrize("names", [8, 40, 700])
+def test_of_two_classes_with_one_text_the_lower_wins(names: int) -> None:
+    """ImageNet's class names hold such pairs."""
+    once_AD, embedding_ND = rows(names, seed=1), rows(60, seed=2)
+    lower_N = (embedding_ND @ once_AD.T).argmax(axis=1)
+    twice = anchors(np.concatenate([once_AD, once_AD]))
+    assert probe(embedding_ND, lower_N, twice)["top1"] == 1
+    assert probe(embedding_ND, lower_N + names, twice)["top1"] == 0
+
+
 def test_classes_that_no_test_row_has_do_not_count() -> None:
     anchors_AD = rows(6, seed=0)
     scores = probe(anchors_AD[[1, 1, 4]], np.array([1, 2, 4]), anchors(anchors_AD))

@@ -1,0 +1,371 @@
+"""Stage two trains what recipe, cache and shards agree on, and refuses the rest."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from pipeline import stage_two
+from pipeline.cache.reader import TargetCache
+from pipeline.errors import (
+    BeamclipError,
+    CacheError,
+    CacheMismatchError,
+    DataError,
+    RecipeError,
+    RunError,
+    StudentError,
+)
+from pipeline.recipe import recipe_from
+from pipeline.rundir import RunDir
+from pipeline.shards import write_shards
+from tests.inputs import build, labelled_samples, make_teacher
+from tests.runs import MODEL, alone, probe, small_recipe, train
+from tests.trees import tree_digests
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory,
+    sealed_cache: Path,
+    shards_dir: Path,
+    recipe_file: Path,
+) -> Path:
+    """A finished run; read it, never change it."""
+    folder = tmp_path_factory.mktemp("stage-two")
+    with alone(folder / "scratch"):
+        train(small_recipe(recipe_file), sealed_cache, shards_dir, folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture
+def run_copy(tmp_path: Path, finished: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run-copy"))
+
+
+class TestRun:
+    def test_leaves_its_recipe_its_origin_its_metrics_and_both_weights(
+        self, finished: Path, sealed_cache: Path, recipe_file: Path
+    ) -> None:
+        assert {path.name for path in finished.iterdir()} == {
+            "recipe.yaml",
+            "run.json",
+            "metrics.jsonl",
+            "checkpoint-000000003.pt",
+            "checkpoint-000000006.pt",
+            "student.safetensors",
+            "student_raw.safetensors",
+        }
+        run = RunDir(finished)
+        assert recipe_from(run.read_recipe(), where="test") == small_recipe(recipe_file)
+        origin = run.read_origin()
+        assert origin["cache_path"] == str(sealed_cache.resolve())
+        assert origin["cache"]["digest"] == TargetCache.open(sealed_cache).digest
+        assert origin["cache"]["generation"] == 0
+        assert (origin["dim"], origin["input_px"]) == (16, 32)
+        assert {"torch", "timm"} <= origin["made_with"]["versions"].keys()
+
+    def test_is_the_same_bytes_twice_and_with_worker_processes(
+        self,
+        finished: Path,
+        sealed_cache: Path,
+        shards_dir: Path,
+        recipe_file: Path,
+        tmp_path: Path,
+    ) -> None:
+        torch.rand(3)  # nothing global may matter
+        train(small_recipe(recipe_file), sealed_cache, shards_dir, tmp_path / "run", workers=2)
+        for name in ("student.safetensors", "student_raw.safetensors", "recipe.yaml"):
+            assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes()
+
+    def test_of_another_seed_is_another(
+        self,
+        finished: Path,
+        sealed_cache: Path,
+        shards_dir: Path,
+        recipe_file: Path,
+        tmp_path: Path,
+    ) -> None:
+        recipe = small_recipe(recipe_file, "training.seed=1")
+        train(recipe, sealed_cache, shards_dir, tmp_path / "run")
+        one, other = (RunDir(p).load_weights("student") for p in (finished, tmp_path / "run"))
+        assert not torch.equal(one["projection.weight"], other["projection.weight"])
+
+    def test_takes_the_teachers_size_unless_the_recipe_says_another(
+        self, sealed_cache: Path, shards_dir: Path, recipe_file: Path, tmp_path: Path
+    ) -> None:
+        recipe = small_recipe(recipe_file, "student.input_px=48", "training.epochs=1")
+        train(recipe, sealed_cache, shards_dir, tmp_path / "run")
+        assert RunDir(tmp_path / "run").read_origin()["input_px"] == 48
+        assert probe(tmp_path / "run")["student"]
+
+    def test_is_trained_on_the_anchors_not_on_the_zero_shot_prompts(
+        self,
+        finished: Path,
+        sealed_cache: Path,
+        shards_dir: Path,
+        recipe_file: Path,
+        tmp_path: Path,
+    ) -> None:
+        weights = [RunDir(finished).load_weights("student")]
+        for override in ("prompts.zeroshot=context", "prompts.anchors=plain"):
+            run = tmp_path / override
+            train(small_recipe(recipe_file, override), sealed_cache, shards_dir, run)
+            weights.append(RunDir(run).load_weights("student"))
+        first, same, other = (w["projection.weight"] for w in weights)
+        assert torch.equal(first, same)
+        assert not torch.equal(first, other)
+
+    def test_may_use_fewer_views_than_the_cache_has(
+        self, sealed_cache: Path, shards_dir: Path, recipe_file: Path, tmp_path: Path
+    ) -> None:
+        train(small_recipe(recipe_file, "views=1"), sealed_cache, shards_dir, tmp_path / "run")
+
+    def test_of_another_architecture_leaves_every_byte_of_the_cache_as_it_was(
+        self, sealed_cache: Path, shards_dir: Path, recipe_file: Path, tmp_path: Path
+    ) -> None:
+        before = tree_digests(sealed_cache, ".")
+        assert before
+        for model in ("mobilenetv3_small_050", "test_vit"):
+            recipe = small_recipe(recipe_file, f"student.model={model}", "training.epochs=1")
+            train(recipe, sealed_cache, shards_dir, tmp_path / model)
+            scores = probe(tmp_path / model)
+            assert scores["student"].keys() == scores["teacher"].keys()
+        assert tree_digests(sealed_cache, ".") == before
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("override", "field"),
+        [
+            ("schedule.crop_scale=[0.5, 1.0]", "schedule.crop_scale.0: cache has 0.7, asked for"),
+            ("schedule.seed=3", "schedule.seed: cache has 0, asked for 3"),
+            ("schedule.name=other", "schedule.name: cache has 'mild', asked for 'other'"),
+            ("views=3", "views: cache has 2, asked for 3"),
+            ("decode.max_pixels=99", "decode.max_pixels: cache has 50000000, asked for 99"),
+            ("teacher.model=ViT-B-32", "teacher.model: cache has 'local-dir:', asked for 'ViT-B"),
+            ("teacher.pretrained=openai", "teacher.pretrained: cache has None, asked for 'openai'"),
+            ("teacher.precision=bf16", "teacher.precision: cache has 'fp32', asked for 'bf16'"),
+        ],
+    )
+    def test_a_cache_of_something_else_with_a_diff_that_names_the_field(
+        self,
+        sealed_cache: Path,
+        shards_dir: Path,
+        recipe_file: Path,
+        tmp_path: Path,
+        override: str,
+        field: str,
+    ) -> None:
+        with pytest.raises(CacheMismatchError) as caught:
+            train(small_recipe(recipe_file, override), sealed_cache, shards_dir, tmp_path / "run")
+        assert field in str(caught.value)
+        assert len(caught.value.differences) == 1
+        assert not (tmp_path / "run").exists()
+
+    def test_edited_prompts_against_cached_anchors(
+        self, sealed_cache: Path, shards_dir: Path, recipe_file: Path, tmp_path: Path
+    ) -> None:
+        edited = self.edit(recipe_file, tmp_path, lambda p: p["classes"].reverse())
+        with pytest.raises(CacheMismatchError, match=r"shapes-context.*other prompts") as caught:
+            train(small_recipe(edited), sealed_cache, shards_dir, tmp_path / "run")
+        assert "class_names.0: cache has 'red square', asked for 'blue square'" in str(caught.value)
+
+    def test_edited_prompts_of_the_zero_shot_probe_too(
+        self, sealed_cache: Path, shards_dir: Path, recipe_file: Path, tmp_path: Path
+    ) -> None:
+        def edit(prompts: dict[str, Any]) -> None:
+            prompts["prompt_sets"]["plain"][1] = "A sketch of a {label}."
+
+        edited = self.edit(recipe_file, tmp_path, edit)
+        with pytest.raises(CacheMismatchError, match="shapes-plain"):
+            train(small_recipe(edited), sealed_cache, shards_dir, tmp_path / "run")
+
+    def test_a_prompt_set_that_the_cache_does_not_have(
+        self, sealed_cache: Path, shards_dir: Path, recipe_file: Path, tmp_path: Path
+    ) -> None:
+        def edit(prompts: dict[str, Any]) -> None:
+            prompts["prompt_sets"]["plane"] = ["A {label}."]
+
+        recipe = small_recipe(self.edit(recipe_file, tmp_path, edit), "prompts.anchors=plane")
+        with pytest.raises(CacheError, match=r"no anchors 'shapes-plane': did you mean 'shapes-"):
+            train(recipe, sealed_cache, shards_dir, tmp_path / "run")
+
+    def test_labels_that_the_prompts_do_not_name(
+        self, shards_dir: Path, recipe_file: Path, tmp_path: Path
+    ) -> None:
+        """Caching accepts them: only stage two gives a label a meaning."""
+        two_classes = self.edit(recipe_file, tmp_path, lambda p: p["classes"].pop())
+        cache = build(tmp_path / "cache", shards_dir, two_classes)
+        with pytest.raises(DataError, match=r"label 2, prompt set shapes-context names 2 classes"):
+            train(small_recipe(two_classes), cache, shards_dir, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+    def test_an_unsealed_cache(
+        self, cache_copy: Path, shards_dir: Path, recipe_file: Path, tmp_path: Path
+    ) -> None:
+        shutil.rmtree(cache_copy / "index")
+        with pytest.raises(CacheError, match="not sealed"):
+            train(small_recipe(recipe_file), cache_copy, shards_dir, tmp_path / "run")
+
+    def test_no_cache_at_all(self, shards_dir: Path, recipe_file: Path, tmp_path: Path) -> None:
+        with pytest.raises(CacheError, match="no cache in"):
+            train(small_recipe(recipe_file), tmp_path / "none", shards_dir, tmp_path / "run")
+
+    def test_shards_of_another_cache(
+        self, sealed_cache: Path, recipe_file: Path, tmp_path: Path
+    ) -> None:
+        write_shards(labelled_samples(24, seed=7), tmp_path / "other", "train", per_shard=14)
+        with pytest.raises(BeamclipError, match=r"other shards|not the image"):
+            train(small_recipe(recipe_file), sealed_cache, tmp_path / "other", tmp_path / "run")
+
+    def test_a_student_that_is_none_before_the_run_is_begun(
+        self, sealed_cache: Path, shards_dir: Path, recipe_file: Path, tmp_path: Path
+    ) -> None:
+        recipe = small_recipe(recipe_file, "student.model=resnet9999")
+        with pytest.raises(StudentError, match="no student 'resnet9999'"):
+            train(recipe, sealed_cache, shards_dir, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+    def test_a_damaged_target_before_it_is_learned_from(
+        self, cache_copy: Path, shards_dir: Path, recipe_file: Path, tmp_path: Path
+    ) -> None:
+        chunks = sorted((cache_copy / "units").glob("train-000001.mild*/targets/c/0/1/*"))
+        chunks[0].write_bytes(chunks[0].read_bytes()[:-4] + b"\0\0\0\0")
+        with pytest.raises(CacheError, match=r"train-000001\.mild"):
+            train(small_recipe(recipe_file), cache_copy, shards_dir, tmp_path / "run")
+
+    @staticmethod
+    def edit(recipe_file: Path, folder: Path, change: Any) -> Path:
+        """Copy recipe and prompt file into `folder`, with the prompts changed."""
+        prompts = recipe_file.parent / "shapes-prompts.yaml"
+        content = yaml.safe_load(prompts.read_text(encoding="utf-8"))
+        change(content)
+        own = folder / "own-prompts.yaml"
+        own.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        recipe = recipe_file.read_text(encoding="utf-8").replace(str(prompts), str(own))
+        (folder / "own.yaml").write_text(recipe, encoding="utf-8")
+        return folder / "own.yaml"
+
+
+class TestFolder:
+    def test_is_not_begun_twice(
+        self, sealed_cache: Path, shards_dir: Path, recipe_file: Path, run_copy: Path
+    ) -> None:
+        with pytest.raises(RunError, match="already holds a run"):
+            train(small_recipe(recipe_file), sealed_cache, shards_dir, run_copy)
+
+    def test_is_not_taken_up_by_another_recipe(
+        self, sealed_cache: Path, shards_dir: Path, recipe_file: Path, run_copy: Path
+    ) -> None:
+        before = tree_digests(run_copy, ".")
+        recipe = small_recipe(recipe_file, "training.epochs=3", "losses.ism.weight=1")
+        with pytest.raises(RunError) as caught:
+            train(recipe, sealed_cache, shards_dir, run_copy, resume=True)
+        assert "training.epochs: run has 2, asked for 3" in str(caught.value)
+        assert "losses.ism.weight: run has 10.0, asked for 1.0" in str(caught.value)
+        assert tree_digests(run_copy, ".") == before
+
+    @pytest.mark.parametrize("complete", [True, False])
+    def test_is_not_taken_up_with_another_cache(
+        self, recipe_file: Path, run_copy: Path, tmp_path: Path, complete: bool
+    ) -> None:
+        if not complete:
+            (run_copy / "student.safetensors").unlink()
+        write_shards(labelled_samples(24, seed=7), tmp_path / "other", "train", per_shard=14)
+        cache = build(tmp_path / "other-cache", tmp_path / "other", recipe_file)
+        with pytest.raises(RunError, match="digest: run has"):
+            train(small_recipe(recipe_file), cache, tmp_path / "other", run_copy, resume=True)
+
+    def test_is_not_taken_up_with_anchors_of_other_prompts_under_the_same_name(
+        self, cache_copy: Path, shards_dir: Path, recipe_file: Path, tmp_path: Path
+    ) -> None:
+        own = TestRefusals.edit(recipe_file, tmp_path, lambda p: None)
+        train(small_recipe(own), cache_copy, shards_dir, tmp_path / "run")
+        (tmp_path / "run" / "student.safetensors").unlink()
+        prompts = tmp_path / "own-prompts.yaml"
+        text = prompts.read_text(encoding="utf-8").replace("A photo of", "A picture of")
+        prompts.write_text(text, encoding="utf-8")
+        shutil.rmtree(cache_copy / "anchors")
+        build(cache_copy, shards_dir, own)
+        with pytest.raises(RunError, match="anchors: run has"):
+            train(small_recipe(own), cache_copy, shards_dir, tmp_path / "run", resume=True)
+
+    def test_of_a_finished_run_is_left_alone_at_once(
+        self, sealed_cache: Path, shards_dir: Path, recipe_file: Path, run_copy: Path
+    ) -> None:
+        before = {path: path.stat().st_mtime_ns for path in run_copy.iterdir()}
+        began = time.monotonic()
+        metrics = train(small_recipe(recipe_file), sealed_cache, shards_dir, run_copy, resume=True)
+        assert time.monotonic() - began < 2
+        last = (run_copy / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+        assert metrics == json.loads(last)
+        assert {path: path.stat().st_mtime_ns for path in run_copy.iterdir()} == before
+
+    def test_of_a_finished_run_needs_no_checkpoint_any_more(
+        self, sealed_cache: Path, shards_dir: Path, recipe_file: Path, run_copy: Path
+    ) -> None:
+        for checkpoint in run_copy.glob("checkpoint-*"):
+            checkpoint.unlink()
+        train(small_recipe(recipe_file), sealed_cache, shards_dir, run_copy, resume=True)
+        assert probe(run_copy)["student"]
+
+
+class TestProbe:
+    def test_works_after_the_cache_has_moved_if_told_where_it_is(
+        self, cache_copy: Path, shards_dir: Path, recipe_file: Path, tmp_path: Path
+    ) -> None:
+        train(small_recipe(recipe_file), cache_copy, shards_dir, tmp_path / "run")
+        expected = probe(tmp_path / "run")
+        moved = cache_copy.rename(tmp_path / "moved")
+        assert probe(tmp_path / "run", moved) == expected
+        with pytest.raises(CacheError, match=rf"no cache in {cache_copy}"):
+            probe(tmp_path / "run")
+
+    def test_works_after_the_run_has_moved(self, run_copy: Path, finished: Path) -> None:
+        assert probe(run_copy) == probe(finished)
+
+    def test_takes_other_shards_of_the_same_content(
+        self, finished: Path, shards_dir: Path, tmp_path: Path
+    ) -> None:
+        shards = shutil.copytree(shards_dir, tmp_path / "shards")
+        scores = stage_two.probe(finished, None, [str(shards)], workers=2, device="cpu")
+        assert scores == probe(finished)
+
+    def test_on_other_images_of_the_same_teacher_is_welcome(
+        self, finished: Path, recipe_file: Path, tmp_path: Path
+    ) -> None:
+        for split, seed in (("train", 21), ("test", 22)):
+            write_shards(labelled_samples(9, seed=seed), tmp_path / "new", split, per_shard=9)
+        cache = build(tmp_path / "new-cache", tmp_path / "new", recipe_file)
+        scores = stage_two.probe(finished, cache, [str(tmp_path / "new")], workers=0, device="cpu")
+        assert scores["student"]
+
+    def test_with_a_cache_of_another_teacher_of_the_same_size_is_refused(
+        self, finished: Path, shards_dir: Path, recipe_file: Path, tmp_path: Path
+    ) -> None:
+        other = make_teacher(tmp_path / "other-teacher", seed=1)
+        cache = build(
+            tmp_path / "other", shards_dir, recipe_file, f"teacher.model=local-dir:{other}"
+        )
+        with pytest.raises(CacheMismatchError, match="of another teacher than the run's") as caught:
+            probe(finished, cache)
+        assert [field for field, _, _ in caught.value.differences] == ["weights_sha256"]
+
+    def test_of_a_recipe_that_this_version_does_not_know_is_an_error(self, run_copy: Path) -> None:
+        text = (run_copy / "recipe.yaml").read_text(encoding="utf-8")
+        (run_copy / "recipe.yaml").write_text(text + "futuristic: 1\n", encoding="utf-8")
+        with pytest.raises(RecipeError, match="futuristic"):
+            probe(run_copy)
+
+
+def test_rebuilding_a_student_gives_its_averaged_weights(finished: Path, recipe_file: Path) -> None:
+    student = stage_two.rebuild_student(RunDir(finished), small_recipe(recipe_file))
+    assert student.backbone.default_cfg["architecture"] == MODEL
+    for name, value in RunDir(finished).load_weights("student").items():
+        assert torch.equal(student.state_dict()[name], value), name
