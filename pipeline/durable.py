@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -25,6 +26,19 @@ def fault_point(name: str) -> None:
     _passages[name] += 1
     if _passages[name] >= int(count or 1):
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold a lock file; raises BlockingIOError at once if another process does.
+
+    The kernel drops the lock when its holder dies. Correctness must not rest on it: not every
+    network file system keeps it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
 
 
 def fsync_folder(path: Path) -> None:

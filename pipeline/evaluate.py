@@ -29,6 +29,7 @@ def evaluate_run(
     shards: Sequence[Shard],
     spec: ProbeOptions,
     *,
+    generation: int,
     zeroshot_set: str,
     input_px: int,
     device: torch.device,
@@ -36,10 +37,11 @@ def evaluate_run(
 ) -> Scores:
     """Run the probes for the teacher (from the cache) and the student (EMA and raw weights).
 
-    Returns {encoder: {probe: {score: value}}} with encoders teacher, student, student_raw and
-    chance, and writes it to the run's probe.json.
+    generation: the manifest that the run was trained by. Returns {encoder: {probe: {score:
+    value}}} with encoders teacher, student, student_raw and chance, and writes it to the run's
+    probe.json.
     """
-    splits = {split: _open_eval(cache_path, split) for split in ("train", "test")}
+    splits = {split: _open_eval(cache_path, split, generation) for split in ("train", "test")}
     _warn_of_shared_images(splits["train"], splits["test"])
     anchors = splits["test"].anchors(zeroshot_set)
     scores = {"teacher": _probe({s: teacher_features(c) for s, c in splits.items()}, anchors, spec)}
@@ -58,8 +60,8 @@ def evaluate_run(
     return scores
 
 
-def _open_eval(path: Path, split: str) -> TargetCache:
-    cache = TargetCache.open(path, split, EVAL)
+def _open_eval(path: Path, split: str, generation: int) -> TargetCache:
+    cache = TargetCache.open(path, split, EVAL, generation=generation)
     if len(cache) == 0:
         raise CacheError(f"{path}: split {split} is empty; the probes need train and test")
     return cache

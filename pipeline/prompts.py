@@ -7,10 +7,10 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipeline.errors import DataError, RecipeError
 from pipeline.options import nearest, options, parse
+from pipeline.yamlfile import read_yaml
 
 _SPECIAL = ("<start_of_text>", "<end_of_text>", "<|startoftext|>", "<|endoftext|>")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")  # part of a folder's name in a cache
@@ -59,17 +59,10 @@ class PromptSet:
 
 def load_prompts(file: str) -> PromptFile:
     """Read and check a prompt file by name ("digits") or path; raises DataError."""
-    import yaml
-
     path = _find(file)
+    where = f"prompt file {path}"
     try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f"{path} is no readable prompt file: {error}") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: expected a mapping with dataset, classes and prompt_sets")
-    try:
-        prompts = parse(PromptFile, content, where=f"prompt file {path}")
+        prompts = parse(PromptFile, read_yaml(path, where=where), where=where)
     except RecipeError as error:
         raise DataError(str(error)) from None
     if not prompts.prompt_sets:

@@ -16,6 +16,7 @@ from pipeline.students import StudentOptions
 from pipeline.teacher import TeacherOptions
 from pipeline.train import TrainOptions
 from pipeline.views import DecodePolicy
+from pipeline.yamlfile import read_yaml
 
 _FOLDER = Path(__file__).parent / "recipes"
 
@@ -67,17 +68,8 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
     Precedence: defaults of the options, then the YAML, then the overrides (values are YAML too).
     """
-    import yaml
-
     path = _find(name)
-    try:
-        text = path.read_text(encoding="utf-8")
-        fields = yaml.safe_load(text)
-        _check_keys(yaml.compose(text, yaml.SafeLoader), where=f"recipe {path}")
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(f"recipe {path} cannot be read: {error}") from None
-    if not isinstance(fields, dict):
-        raise RecipeError(f"recipe {path}: expected a mapping, found {type(fields).__name__}")
+    fields = read_yaml(path, where=f"recipe {path}")
     for override in overrides:
         _override(fields, override)
     return recipe_from(fields, where=f"recipe {path}")
@@ -101,21 +93,6 @@ def _find(name: str) -> Path:
     if name not in known:
         raise RecipeError(f"no recipe {name!r}: {nearest(name, known)}; or give a .yaml file")
     return known[name]
-
-
-def _check_keys(node: Any, *, where: str) -> None:
-    """Raise RecipeError for a key given twice: YAML itself keeps the last and says nothing."""
-    if node is None or isinstance(node.value, str):
-        return
-    seen: set[str] = set()
-    for item in node.value:
-        key, value = item if isinstance(item, tuple) else (None, item)
-        if key is not None and key.value in seen:
-            line = key.start_mark.line + 1
-            raise RecipeError(f"{where}: line {line} gives {key.value!r} a second time")
-        if key is not None and isinstance(key.value, str):
-            seen.add(key.value)
-        _check_keys(value, where=where)
 
 
 def _override(fields: dict[str, Any], override: str) -> None:

@@ -8,10 +8,11 @@ student.safetensors, student_raw.safetensors   the EMA and the raw weights; writ
 probe.json         scores
 """
 
+import contextlib
 import json
 import logging
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,18 @@ class RunDir:
     def is_finished(self) -> bool:
         """Tell whether training ended: the weights of the student are written last."""
         return (self.path / WEIGHTS["student"]).exists()
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Hold the run for training; raises RunError at once if another process does."""
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(durable.held(self.path / ".lock"))
+            except BlockingIOError:
+                raise RunError(
+                    f"{self.path} is being trained by another process: wait for it, or stop it"
+                ) from None
+            yield
 
     def begin(self, recipe: Mapping[str, Any], origin: Mapping[str, Any], *, resume: bool) -> None:
         """Start a run, or take one up again; raises RunError rather than mix two runs."""

@@ -70,9 +70,14 @@ def find_shards(patterns: Sequence[str]) -> list[Shard]:
     ShardError naming at once every file that is missing, empty, compressed or foreign, and every
     pattern that matches nothing.
     """
-    paths = list(itertools.chain.from_iterable(_expand(pattern) for pattern in patterns))
-    if not paths:
+    found = list(itertools.chain.from_iterable(_expand(pattern) for pattern in patterns))
+    if not found:
         raise ShardError("no shards: no pattern was given")
+    return shards_at(found)
+
+
+def shards_at(paths: Sequence[tuple[str | None, Path]]) -> list[Shard]:
+    """Return the shards at (split or None, path), as `find_shards` does for patterns."""
     faults = [fault for _, path in paths if (fault := _fault(path))]
     if faults:
         raise ShardError("\n".join([f"{len(faults)} of {len(paths)} shards:", *faults]))

@@ -19,7 +19,7 @@ from pipeline.options import differences
 from pipeline.prompts import load_prompts, prompt_set
 from pipeline.recipe import Recipe, recipe_from
 from pipeline.rundir import RunDir
-from pipeline.shards import Shard, find_shards
+from pipeline.shards import Shard, find_shards, shards_at
 from pipeline.students import Student, build_student, load_weights
 from pipeline.teacher import LOCAL_DIR
 from pipeline.train import train_student
@@ -37,10 +37,9 @@ def train(
 ) -> dict[str, Any]:
     """Train the recipe's student from a cache; return the last epoch's metrics.
 
-    A run that is finished already is left as it is.
-
-    Raises CacheMismatchError if the cache was made by another recipe or from other shards, RunError
-    if the run folder holds another run, StudentError, CacheError or ShardError.
+    A run that is finished already is left as it is. Raises CacheMismatchError if the cache was made
+    by another recipe or from other shards, RunError if the run folder holds another run or is being
+    trained, StudentError, CacheError or ShardError.
     """
     cache = _open(cache_path, recipe)
     prompts = load_prompts(recipe.prompts.file)
@@ -50,11 +49,7 @@ def train(
     }
     _check_labels(cache, sets["anchors"])
     input_px = recipe.student.input_px or int(cache.manifest["teacher"]["preprocess"]["size"])
-    run = RunDir(run_path)
-    origin = _origin(cache, shards, sets, input_px)
-    if resume and run.is_finished():
-        run.begin(recipe.resolved(), origin, resume=True)
-        return run.last_metrics()
+    where = runtime.pick_device(device)
     source = TrainingBatches(
         cache,
         shards,
@@ -67,16 +62,20 @@ def train(
     student = build_student(
         recipe.student, dim=cache.dim, input_px=input_px, seed=recipe.training.seed
     )
-    run.begin(recipe.resolved(), origin, resume=resume)
-    return train_student(
-        run,
-        student,
-        source,
-        torch.from_numpy(sets["anchors"].embeddings_AD),
-        resolve_tau(recipe.terms(), cache.logit_scale),
-        recipe.training,
-        device=runtime.pick_device(device),
-    )
+    run = RunDir(run_path)
+    with run.exclusive():
+        run.begin(recipe.resolved(), _origin(cache, shards, sets, input_px), resume=resume)
+        if run.is_finished():
+            return run.last_metrics()
+        return train_student(
+            run,
+            student,
+            source,
+            torch.from_numpy(sets["anchors"].embeddings_AD),
+            resolve_tau(recipe.terms(), cache.logit_scale),
+            recipe.training,
+            device=where,
+        )
 
 
 def probe(
@@ -92,15 +91,22 @@ def probe(
     recipe = recipe_from(run.read_recipe(), where=f"{run_path}/recipe.yaml")
     origin = run.read_origin()
     cache_path = Path(origin["cache_path"]) if cache_path is None else cache_path
-    if changed := differences(_known_teacher(read_manifest(cache_path)), origin["teacher"]):
+    manifest = read_manifest(cache_path, origin["cache"]["generation"])
+    if changed := differences(_known_teacher(manifest), origin["teacher"]):
         raise CacheMismatchError(f"{cache_path} is of another teacher than the run's:", changed)
+    shards = (
+        find_shards(shard_patterns)
+        if shard_patterns
+        else shards_at([(split, Path(path)) for split, path in origin["shards"]])
+    )
     student = rebuild_student(run, recipe)
     return evaluate_run(
         run,
         student,
         cache_path,
-        find_shards(shard_patterns or origin["shards"]),
+        shards,
         recipe.probes,
+        generation=origin["cache"]["generation"],
         zeroshot_set=origin["prompt_sets"]["zeroshot"],
         input_px=origin["input_px"],
         device=runtime.pick_device(device),
@@ -163,7 +169,7 @@ def _origin(
     """Say what a run is made from; `cache` is what must not change when it is taken up again."""
     return {
         "cache_path": str(cache.path.resolve()),
-        "shards": [f"{shard.split}={shard.path.resolve()}" for shard in shards],
+        "shards": [[shard.split, str(shard.path.resolve())] for shard in shards],
         "teacher": _known_teacher(cache.manifest),
         "cache": {
             "generation": cache.manifest["generation"],

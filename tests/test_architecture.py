@@ -15,11 +15,20 @@ PACKAGE = ROOT / "pipeline"
 # Each module may import only from lower levels, lazily or not.
 LEVELS = (
     {"errors"},
-    {"options", "contracts", "durable", "tar"},
+    {"options", "contracts", "durable", "tar", "yamlfile"},
     {"schedule", "shards", "prompts", "runtime", "rundir", "teacher", "students", "losses", "ema"},
     {"photometry", "cache.layout", "datasets"},
     {"views", "cache.reader", "cache.writer"},
-    {"anchors", "cache.seal", "manifest", "unit", "tiny", "batches", "probes.linear", "probes.zeroshot"},
+    {
+        "anchors",
+        "cache.seal",
+        "manifest",
+        "unit",
+        "tiny",
+        "batches",
+        "probes.linear",
+        "probes.zeroshot",
+    },
     {"embed", "features", "probes"},
     {"train", "evaluate"},
     {"recipe"},

@@ -249,3 +249,12 @@ def test_a_class_without_the_field_is_named(write: Any, empty: Any) -> None:
     message = refusal(prompt_set, write(classes=items), "context")
     assert message == "template '{label}, {coarse}' needs 'coarse', which 'dog' lacks"
     assert prompt_set(write(classes=items), "plain").class_names == ("cat", "dog")
+
+
+def test_a_class_field_given_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text(
+        "dataset: pets\nclasses: [{name: cat, name: dog}]\nprompt_sets: {plain: ['{label}']}\n",
+        encoding="utf-8",
+    )
+    assert "gives 'name' a second time" in refusal(load_prompts, str(path))

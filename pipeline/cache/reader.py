@@ -162,8 +162,13 @@ class TargetCache:
         return np.concatenate([np.asarray(part, dtype=object) for part in parts])
 
     def targets(self, rows: np.ndarray, view: int) -> np.ndarray:
-        """Return the targets of some rows in one view: float32 [B,D]."""
-        return np.asarray(self.view(view)[rows], dtype=np.float32)
+        """Return the targets of some rows in one view: float32 [B,D], normalised.
+
+        Normalised anew: rounding to float16 had moved the norm by up to 1e-3.
+        """
+        targets_BD = np.asarray(self.view(view)[rows], dtype=np.float32)
+        targets_BD /= np.linalg.norm(targets_BD, axis=1, keepdims=True)
+        return targets_BD
 
     def view_params(self, rows: np.ndarray, view: int) -> np.ndarray:
         """Return the parameters that decided these views: float32 [B,P]."""

@@ -1,8 +1,6 @@
 """Publishes what a cache holds: each unit, prompt set, manifest and seal appears whole or not."""
 
 import contextlib
-import errno
-import fcntl
 import os
 import shutil
 import uuid
@@ -27,16 +25,12 @@ _NORM_TOLERANCE = 2e-3  # float16 rounds each of D components; measured 6e-5 at 
 def exclusive(cache: Path) -> Iterator[None]:
     """Hold the cache for writing; raises CacheError at once if another process does.
 
-    The kernel drops the lock when its holder dies. Correctness does not rest on it: publishing is
-    a rename that only one writer wins.
+    Correctness does not rest on it: publishing is a rename that only one writer wins.
     """
-    cache.mkdir(parents=True, exist_ok=True)
-    with open(cache / ".lock", "w") as file:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
+            stack.enter_context(durable.held(cache / ".lock"))
+        except BlockingIOError:
             raise CacheError(
                 f"{cache} is being written by another process: wait for it, or stop it"
             ) from None
