@@ -15,14 +15,14 @@ SEAL   := $(CACHE)/index/000000/seal.json
 INPUTS := $(STAMP)
 
 # The digits recipe brings its data and its teacher; any other expects DATA and a teacher that loads.
-ifeq ($(NAME),digits)
-TEACHER := data/teachers/digits/open_clip_config.json
-INPUTS  += $(DATA)/.complete $(TEACHER)
+ifeq ($(RECIPE),digits)
+INPUTS  += data/teachers/digits/open_clip_config.json
 endif
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test test-slow lint teacher-cache train-student probe clean
 .DELETE_ON_ERROR:
+.NOTPARALLEL:
 
 help: ## List the targets and their variables
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -51,10 +51,10 @@ lint: $(STAMP) ## Check style and types
 teacher-cache: $(INPUTS) ## Stage one: embed DATA with the recipe's teacher into CACHE
 	$(BIN)/beamclip teacher-cache --shards $(DATA) --cache $(CACHE) --recipe $(RECIPE) --workers $(WORKERS) $(SET)
 
-train-student: $(SEAL) ## Stage two: train MODEL from CACHE into RUN
+train-student: $(SEAL) ## Stage two: train MODEL from CACHE into RUN; nothing if it is done
 	$(BIN)/beamclip train-student --cache $(CACHE) --shards $(DATA) --recipe $(RECIPE) --model $(MODEL) --run $(RUN) --resume $(SET)
 
-probe: $(RUN)/student.safetensors ## Score RUN beside its teacher; makes all that is missing first
+probe: train-student ## Score RUN beside its teacher; makes all that is missing first
 	$(BIN)/beamclip probe --run $(RUN)
 
 clean: ## Remove shards, teachers, caches and runs made under data/
@@ -63,13 +63,8 @@ clean: ## Remove shards, teachers, caches and runs made under data/
 $(SEAL): | $(INPUTS)
 	$(MAKE) --no-print-directory teacher-cache
 
-$(RUN)/student.safetensors: | $(SEAL)
-	$(MAKE) --no-print-directory train-student
-
-data/shards/digits/.complete: | $(STAMP)
-	rm -rf $(@D)
+data/shards/digits/train-000000.tar: | $(STAMP)
 	$(BIN)/beamclip data digits --out $(@D)
-	touch $@
 
-data/teachers/digits/open_clip_config.json: | data/shards/digits/.complete
+data/teachers/digits/open_clip_config.json: | data/shards/digits/train-000000.tar
 	$(BIN)/beamclip teacher tiny --shards data/shards/digits --prompts digits --to $(@D)

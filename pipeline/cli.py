@@ -42,9 +42,8 @@ class _Commands(click.Group):
             click.echo("Interrupted; what was finished is kept, run again to go on.", err=True)
             ctx.exit(130)
         except OSError as error:
-            if error.filename is None:
-                raise
-            click.echo(f"Error: {error.filename}: {error.strerror}", err=True)
+            where = f"{error.filename}: " if error.filename else ""
+            click.echo(f"Error: {where}{error.strerror or error}", err=True)
             ctx.exit(1)
 
 
@@ -101,7 +100,7 @@ def teacher() -> None:
 @click.option("--to", "folder", type=_PATH, required=True, help="Folder of the open_clip model.")
 @click.option("--epochs", default=15, show_default=True, type=click.IntRange(1))
 @click.option("--image-px", default=32, show_default=True, type=click.IntRange(32))
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 @_json
 def teacher_tiny(
     shards: tuple[str, ...],
@@ -207,6 +206,7 @@ def train_student(
 @click.option("--run", "run_path", type=_PATH, required=True, help="Folder of a finished run.")
 @click.option("--cache", type=_PATH, help="The cache.  [default: the one the run was trained from]")
 @click.option("--shards", multiple=True, metavar="PATTERN", help="[default: those of the run]")
+@click.option("--probes", metavar="A,B", help="[default: those of the run's recipe]")
 @click.option("--workers", default=0, show_default=True, type=click.IntRange(0), help="Loaders.")
 @_device
 @_json
@@ -214,6 +214,7 @@ def probe(
     run_path: Path,
     cache: Path | None,
     shards: tuple[str, ...],
+    probes: str | None,
     workers: int,
     device: str,
     as_json: bool,
@@ -222,7 +223,8 @@ def probe(
     from pipeline import stage_two
     from pipeline.tables import score_table
 
-    scores = stage_two.probe(run_path, cache, shards, workers=workers, device=device)
+    chosen = probes.split(",") if probes else None
+    scores = stage_two.probe(run_path, cache, shards, probes=chosen, workers=workers, device=device)
     _emit(scores, as_json, score_table)
 
 

@@ -1,9 +1,12 @@
 """Writes known datasets, or a folder of images, as WebDataset shards."""
 
+import contextlib
 import io
 import json
 import logging
 import os
+import shutil
+import uuid
 from collections.abc import Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
@@ -33,20 +36,15 @@ def write_digits(out: Path, *, per_shard: int = 300) -> list[Path]:
         "test": sorted(order[:_NUM_DIGITS_TEST]),
         "train": sorted(order[_NUM_DIGITS_TEST:]),
     }
-    _check_empty(out)
-    return [
-        path
-        for split, indices in chosen.items()
-        for path in write_shards(
-            (
+    paths: list[Path] = []
+    with _published(out) as folder:
+        for split, indices in chosen.items():
+            pairs = (
                 (f"{i:06d}", {"png": _digit_png(digits.images[i]), "cls": b"%d" % digits.target[i]})
                 for i in indices
-            ),
-            out,
-            split,
-            per_shard=per_shard,
-        )
-    ]
+            )
+            paths += write_shards(pairs, folder, split, per_shard=per_shard)
+    return [out / path.name for path in paths]
 
 
 def write_folder(
@@ -57,8 +55,9 @@ def write_folder(
     Folders named train, val or test in `source` are splits, and then hold every image; otherwise
     everything is train, but for the share `holdout` that goes to test, chosen by a hash of the
     path. Where every image lies in a sub-folder, these are classes: each sample gets `.cls`, and
-    `classes.txt` names them in order. Each sample's `.json` holds its path. Raises DataError if a
-    split has nothing to write.
+    `classes.txt` names them in order. Names that begin with a dot are passed over. Each sample's
+    `.json` holds its path. `out` appears when all is written. Raises DataError if a split has
+    nothing to write.
     """
     if not source.is_dir():
         raise DataError(f"{source} is no folder; expected a folder of images")
@@ -66,16 +65,15 @@ def write_folder(
         raise DataError(f"--holdout is a share of the images, 0 to below 1, not {holdout}")
     files = _files_by_split(source, holdout)
     classes = _classes(files)
-    _check_empty(out)
     paths: list[Path] = []
-    with runtime.progress("writing shards", sum(map(len, files.values())), "images") as advance:
+    total = sum(map(len, files.values()))
+    with _published(out) as folder, runtime.progress("writing shards", total, "images") as advance:
         for split, pairs in files.items():
             stream = _folder_samples(pairs, classes, advance)
-            paths += write_shards(stream, out, split, per_shard=per_shard)
-    if classes:
-        with durable.replacing(out / "classes.txt") as temporary:
-            temporary.write_bytes(os.fsencode("\n".join(classes) + "\n"))
-    return paths
+            paths += write_shards(stream, folder, split, per_shard=per_shard)
+        if classes:
+            (folder / "classes.txt").write_bytes(os.fsencode("\n".join(classes) + "\n"))
+    return [out / path.name for path in paths]
 
 
 def _digit_png(scan) -> bytes:  # type: ignore[no-untyped-def]
@@ -90,12 +88,25 @@ def _digit_png(scan) -> bytes:  # type: ignore[no-untyped-def]
     return buffer.getvalue()
 
 
-def _check_empty(out: Path) -> None:
-    """Refuse to mix new shards with others."""
+@contextlib.contextmanager
+def _published(out: Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `out` at the end; refuse to mix with what is there."""
     if found := sorted(out.glob("*.tar")):
         raise DataError(
             f"{out} already holds {len(found)} shards ({found[0].name}, ...): remove it"
         )
+    if out.is_dir() and any(out.iterdir()):
+        raise DataError(f"{out} is not empty: name a new folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.parent / f".{out.name}.{uuid.uuid4().hex}.tmp"
+    temporary.mkdir()
+    try:
+        yield temporary
+        if out.is_dir():
+            out.rmdir()
+        durable.publish_folder(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _files_by_split(source: Path, holdout: float) -> dict[str, list[tuple[Path, str]]]:
@@ -141,11 +152,13 @@ def _images_below(root: Path) -> list[tuple[Path, str]]:
 
 
 def _files_below(root: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
-    """Yield every file; links to folders are followed, but not in a circle."""
+    """Yield every file but hidden ones; links to folders are followed, but not in a circle."""
     real = os.path.realpath(root)
     if real in above:
         return
     for path in root.iterdir():
+        if path.name.startswith("."):  # thumbnails and notes that file managers leave behind
+            continue
         if path.is_dir():
             yield from _files_below(path, (*above, real))
         else:
@@ -160,7 +173,13 @@ def _path_hash(path: str) -> int:
 def _classes(files: Mapping[str, list[tuple[Path, str]]]) -> list[str]:
     """Return the first-level folder names in order, or none if any image lies outside one."""
     paths = [path for pairs in files.values() for _, path in pairs]
-    if not all("/" in path for path in paths):
+    loose = [path for path in paths if "/" not in path]
+    if loose and len(loose) < len(paths):
+        _log.warning(
+            "%d of %d images lie in no sub-folder (%s, ...): no image gets a label",
+            *(len(loose), len(paths), loose[0]),
+        )
+    if loose:
         return []
     classes = sorted({path.split("/", 1)[0] for path in paths})
     if broken := [name for name in classes if "\n" in name]:

@@ -37,7 +37,8 @@ def held(path: Path) -> Iterator[None]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Not flock: a forked loader would inherit that, and hold it on after its parent's death.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
 
 

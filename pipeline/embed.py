@@ -16,7 +16,13 @@ from pipeline.cache.seal import SplitCounts, seal_cache
 from pipeline.errors import BeamclipError, DataError, LossesError
 from pipeline.manifest import agree, plan_manifest
 from pipeline.options import options
-from pipeline.prompts import PromptOptions, PromptSet, load_prompts, prompt_set
+from pipeline.prompts import (
+    PromptOptions,
+    PromptSet,
+    check_class_order,
+    load_prompts,
+    prompt_set,
+)
 from pipeline.schedule import Schedule
 from pipeline.shards import Shard
 from pipeline.teacher import Teacher, TeacherOptions, check_teacher
@@ -78,22 +84,37 @@ def build_cache(
     """Make, or go on making, the cache of these shards; publish units, anchors and the seal.
 
     workers: 0 works in this process, else that many dask processes. Raises CacheMismatchError if
-    the cache was made from something else, LossesError if units failed or too many samples were
+    the cache was made from something else, DataError or TeacherError before anything is written,
+    LossesError if units failed or too many samples were
     skipped: the rest is published all the same, and a rerun redoes only what is missing.
     """
     began = time.monotonic()
     prompts = load_prompts(spec.prompts.file)
+    check_class_order(prompts, shards)
+    for name in (spec.prompts.anchors, spec.prompts.zeroshot):
+        prompt_set(prompts, name)  # a mistyped name is told now, not by training
     sets = [prompt_set(prompts, name) for name in prompts.prompt_sets]
     check_teacher(spec.teacher)
+    writer.check_place(cache)
     with writer.exclusive(cache):
         writer.sweep(cache)
         teacher = resident_teacher(spec.teacher, device)
         plan = plan_manifest(
-            shards, teacher, spec.teacher, spec.schedule, spec.views, spec.decode, recipe
+            shards,
+            resident_fingerprint(spec.teacher, device),
+            {
+                "size": spec.teacher.batch_size,
+                "threads": spec.teacher.threads,
+                "device": runtime.pick_device(device).type,
+            },
+            spec.schedule,
+            spec.views,
+            spec.decode,
+            recipe,
         )
         manifest = agree(cache, plan, shards)
         for item in sets:
-            embed_prompt_set(cache, teacher, item)
+            embed_prompt_set(cache, teacher, manifest, item)
         jobs = _missing(cache, manifest, shards, spec, device)
         if jobs:
             writer.unseal(cache, manifest["generation"])
@@ -110,14 +131,16 @@ def build_cache(
     )
 
 
-def embed_prompt_set(cache: Path, teacher: Teacher, prompts: PromptSet) -> bool:
+def embed_prompt_set(
+    cache: Path, teacher: Teacher, manifest: Mapping[str, Any], prompts: PromptSet
+) -> bool:
     """Publish a prompt set's anchors: per class the mean over templates, normalised.
 
     Returns False if the cache has it already; raises CacheMismatchError if under that name it has
     other texts, DataError for texts that the teacher would cut.
     """
     if (cache / "anchors" / prompts.name / "zarr.json").exists():
-        cached_anchors(cache, prompts)
+        cached_anchors(cache, manifest, prompts)
         return False
     token_counts = _count_tokens(teacher, prompts)
     embeddings_CD = np.stack(
@@ -132,9 +155,11 @@ def embed_prompt_set(cache: Path, teacher: Teacher, prompts: PromptSet) -> bool:
         "texts": np.array(prompts.texts, dtype=object),
         "token_counts": token_counts,
     }
-    return writer.publish_anchors(
-        cache, prompts.name, arrays, {"templates": list(prompts.templates)}
-    )
+    attributes = {
+        "templates": list(prompts.templates),
+        "teacher": layout.teacher_digest(manifest["teacher"]),
+    }
+    return writer.publish_anchors(cache, prompts.name, arrays, attributes)
 
 
 def _count_tokens(teacher: Teacher, prompts: PromptSet) -> np.ndarray:
@@ -173,7 +198,7 @@ def _missing(
                 shard=by_name[unit.split, unit.shard],
                 teacher=spec.teacher,
                 device=device,
-                weights_sha256=resident_fingerprint(spec.teacher, device)["weights_sha256"],
+                teacher_digest=layout.teacher_digest(manifest["teacher"]),
                 fingerprint=fingerprint,
                 schedule=manifest["schedules"][unit.schedule],
                 decode=spec.decode,
@@ -205,7 +230,9 @@ def _run(
                 failed.append(f"  {job.unit.name}: {outcome}")
             elif isinstance(outcome, BaseException):
                 _log.debug("unit %s failed", job.unit.name, exc_info=outcome)
-                failed.append(f"  {job.unit.name}: {type(outcome).__name__}: {outcome}")
+                failed.append(
+                    f"  {job.unit.name} in {job.cache}: {type(outcome).__name__}: {outcome}"
+                )
             else:
                 done.append(outcome)
     if failed:

@@ -14,7 +14,7 @@ from pipeline.errors import CacheMismatchError
 from pipeline.options import differences, to_mapping
 from pipeline.schedule import EVAL, EvalSchedule, Schedule
 from pipeline.shards import Shard
-from pipeline.teacher import LOCAL_DIR, Teacher, TeacherOptions
+from pipeline.teacher import LOCAL_DIR
 from pipeline.views import DecodePolicy
 
 # Libraries whose code decides pixels or vectors.
@@ -23,29 +23,33 @@ _DECISIVE = ("torch", "open_clip_torch", "timm", "pillow", "numpy")
 
 def plan_manifest(
     shards: Sequence[Shard],
-    teacher: Teacher,
-    spec: TeacherOptions,
+    teacher: Mapping[str, Any],
+    batch: Mapping[str, Any],
     schedule: Schedule,
     views: int,
     decode: DecodePolicy,
     recipe: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return the first manifest generation: every split its eval view, train also `views` more."""
+    """Return the first manifest generation: every split its eval view, train also `views` more.
+
+    teacher: its fingerprint. batch: size, threads and device, on which last bits of vectors depend.
+    """
     evaluation = EvalSchedule(
-        resize_mode=teacher.preprocess.resize_mode, interpolation=teacher.preprocess.interpolation
+        resize_mode=teacher["preprocess"]["resize_mode"],
+        interpolation=teacher["preprocess"]["interpolation"],
     )
     installed = runtime.versions()
     plan = {
         "format": layout.FORMAT,
         "version": layout.VERSION,
         "generation": 0,
-        "teacher": teacher.fingerprint(),
+        "teacher": teacher,
         "schedules": {
             EVAL: {"kind": EVAL, **to_mapping(evaluation)},
             schedule.name: {"kind": "crops", **to_mapping(schedule)},
         },
         "decode": to_mapping(decode),
-        "batch": {"size": spec.batch_size, "threads": spec.threads},
+        "batch": batch,
         "libraries": {name: installed[name] for name in _DECISIVE if name in installed},
         "splits": {
             split: _split_plan(shards, split, schedule.name, views)

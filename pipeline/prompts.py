@@ -1,6 +1,7 @@
 """Turns prompt files into prompt sets: the texts that stand for each class."""
 
 import html
+import logging
 import re
 import string
 import unicodedata
@@ -10,14 +11,14 @@ from pathlib import Path
 
 from pipeline.errors import DataError, RecipeError
 from pipeline.options import nearest, options, parse
+from pipeline.shards import Shard
 from pipeline.yamlfile import read_yaml
 
 _SPECIAL = ("<start_of_text>", "<end_of_text>", "<|startoftext|>", "<|endoftext|>")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")  # part of a folder's name in a cache
-_ROOTS = (
-    Path(__file__).parent / "bundled" / "prompts",  # in an installed wheel
-    Path(__file__).parents[1] / "prompts",  # in a clone
-)
+_BUNDLED = Path(__file__).parent / "bundled" / "prompts"  # in an installed wheel
+_ROOT = _BUNDLED if _BUNDLED.is_dir() else Path(__file__).parents[1] / "prompts"  # or in a clone
+_log = logging.getLogger(__name__)
 
 
 @options
@@ -74,6 +75,34 @@ def load_prompts(file: str) -> PromptFile:
     return prompts
 
 
+def check_class_order(prompts: PromptFile, shards: Sequence[Shard]) -> None:
+    """Hold the classes against the `classes.txt` beside the shards, if there is one.
+
+    Labels count its lines. Raises DataError if the prompts have the same names in another order;
+    other names may mean the same, and are warned of.
+    """
+    for folder in dict.fromkeys(shard.path.parent for shard in shards):
+        path = folder / "classes.txt"
+        if not path.is_file():
+            continue
+        labels = [_folded(name) for name in path.read_bytes().decode(errors="replace").splitlines()]
+        names = [_folded(item.name) for item in prompts.classes]
+        place = next((i for i, pair in enumerate(zip(labels, names)) if pair[0] != pair[1]), None)  # noqa: B905
+        if place is None:
+            continue
+        difference = f"label {place} is {labels[place]!r} there, {names[place]!r} in the prompts"
+        if sorted(labels) == sorted(names):
+            raise DataError(
+                f"prompts for {prompts.dataset} and {path} have the same classes in another order "
+                f"({difference}): give the prompt file's classes in the order of {path}"
+            )
+        _log.warning("%s: %s; check that they mean the same", path, difference)
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold().replace("_", " ").strip()
+
+
 def prompt_set(prompts: PromptFile, name: str) -> PromptSet:
     """Fill in the templates of one set; raises DataError for a field that a class lacks."""
     if name not in prompts.prompt_sets:
@@ -97,7 +126,7 @@ def prompt_set(prompts: PromptFile, name: str) -> PromptSet:
 def _find(file: str) -> Path:
     if file.endswith((".yaml", ".yml")):
         return Path(file)
-    known = {path.stem: path for root in _ROOTS for path in root.glob("*.yaml")}
+    known = {path.stem: path for path in _ROOT.glob("*.yaml")}
     if file not in known:
         raise DataError(
             f"no prompt file {file!r}: {nearest(file, known)}; or give the path of a .yaml file"

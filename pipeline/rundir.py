@@ -110,7 +110,13 @@ class RunDir:
         import torch
 
         with durable.replacing(self.path / f"checkpoint-{step:09d}.pt") as temporary:
-            torch.save(dict(state), temporary)
+            try:
+                torch.save(dict(state), temporary)
+            except RuntimeError as error:  # as which torch reports a full disk
+                raise RunError(
+                    f"cannot write a checkpoint to {self.path} ({_reason(error)}): make room, then "
+                    "go on with --resume"
+                ) from None
             durable.fault_point("in-checkpoint")
         for old in self._checkpoints()[:-KEEP_CHECKPOINTS]:
             old.unlink()

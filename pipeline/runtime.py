@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -40,12 +41,12 @@ def pick_device(name: str) -> "torch.device":
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise BeamclipError(f"--device {name}: no CUDA device is visible; use --device cpu")
-    try:
-        return torch.device(name)
-    except RuntimeError:
-        raise BeamclipError(f"--device {name!r}: expected auto, cpu, cuda or cuda:N") from None
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise BeamclipError(f"--device {name!r}: expected auto, cpu, cuda or cuda:N")
+    device, visible = torch.device(name), torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= visible:
+        raise BeamclipError(f"--device {name}: {visible} CUDA devices are visible; use cpu or auto")
+    return device
 
 
 @contextlib.contextmanager

@@ -15,8 +15,9 @@ from pipeline.cache.reader import Anchors, TargetCache, read_manifest
 from pipeline.errors import CacheMismatchError, DataError
 from pipeline.evaluate import Scores, evaluate_run
 from pipeline.losses import resolve_tau
-from pipeline.options import differences
-from pipeline.prompts import load_prompts, prompt_set
+from pipeline.options import differences, parse, to_mapping
+from pipeline.probes import ProbeOptions
+from pipeline.prompts import check_class_order, load_prompts, prompt_set
 from pipeline.recipe import Recipe, recipe_from
 from pipeline.rundir import RunDir
 from pipeline.shards import Shard, find_shards, shards_at
@@ -43,9 +44,11 @@ def train(
     """
     cache = _open(cache_path, recipe)
     prompts = load_prompts(recipe.prompts.file)
+    check_class_order(prompts, shards)
+    uses = {"anchors": recipe.prompts.anchors, "zeroshot": recipe.prompts.zeroshot}
     sets = {
-        use: cached_anchors(cache.path, prompt_set(prompts, getattr(recipe.prompts, use)))
-        for use in ("anchors", "zeroshot")
+        use: cached_anchors(cache_path, cache.manifest, prompt_set(prompts, name))
+        for use, name in uses.items()
     }
     _check_labels(cache, sets["anchors"])
     input_px = recipe.student.input_px or int(cache.manifest["teacher"]["preprocess"]["size"])
@@ -83,12 +86,14 @@ def probe(
     cache_path: Path | None,
     shard_patterns: Sequence[str],
     *,
+    probes: Sequence[str] | None = None,
     workers: int,
     device: str,
 ) -> Scores:
     """Score a finished run; by default with the cache and the shards that it was trained from."""
     run = RunDir(run_path)
     recipe = recipe_from(run.read_recipe(), where=f"{run_path}/recipe.yaml")
+    chosen = {**to_mapping(recipe.probes), "run": list(probes or recipe.probes.run)}
     origin = run.read_origin()
     cache_path = Path(origin["cache_path"]) if cache_path is None else cache_path
     manifest = read_manifest(cache_path, origin["cache"]["generation"])
@@ -105,7 +110,7 @@ def probe(
         student,
         cache_path,
         shards,
-        recipe.probes,
+        parse(ProbeOptions, chosen, where="probes"),
         generation=origin["cache"]["generation"],
         zeroshot_set=origin["prompt_sets"]["zeroshot"],
         input_px=origin["input_px"],

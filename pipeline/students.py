@@ -64,6 +64,12 @@ def build_student(spec: StudentOptions, *, dim: int, input_px: int, seed: int) -
     """
     import timm
 
+    if "." in spec.model:
+        name, _, tag = spec.model.partition(".")
+        raise StudentError(
+            f"student {spec.model!r} names pretrained weights ({tag}); students start from random "
+            f"ones: say {name!r}"
+        )
     build = STUDENTS.get(spec.model)
     if build is None:
         if not timm.is_model(spec.model):

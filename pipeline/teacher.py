@@ -47,6 +47,8 @@ class TeacherOptions:
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.threads < 1:
             raise ValueError("batch_size and threads are at least 1")
+        if self.pretrained is not None and self.model.startswith((LOCAL_DIR, HF_HUB)):
+            raise ValueError(f"{self.model} brings its own weights: pretrained has no place")
 
 
 @options

@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from pipeline import durable, runtime
-from pipeline.errors import DataError
+from pipeline.errors import DataError, SampleError
 from pipeline.options import options, to_mapping
 from pipeline.prompts import PromptFile, prompt_set
 from pipeline.schedule import Schedule, philox_words
@@ -69,16 +69,22 @@ def _labelled_images(
 ) -> tuple[list[np.ndarray], torch.Tensor]:
     """Decode every train image into memory."""
     train = [shard for shard in shards if shard.split == "train"]
-    samples = [sample for shard in train for sample in read_samples(shard)]
-    labels = torch.tensor([sample.label() for sample in samples])
-    if not samples or int(labels.min()) < 0 or int(labels.max()) >= num_classes:
+    policy, images, numbers, skipped = DecodePolicy(), [], [], 0
+    for sample in (sample for shard in train for sample in read_samples(shard)):
+        try:
+            label = sample.label()
+            images.append(decode(sample.image().content, policy))
+            numbers.append(label)
+        except SampleError as error:
+            skipped += 1
+            _log.warning("left out sample %s: %s", sample.key, error)
+    if not numbers or min(numbers) < 0 or max(numbers) >= num_classes:
         raise DataError(
             f"expected train shards whose every sample has a .cls from 0 to {num_classes - 1}; "
-            f"found {len(samples)} samples in {len(train)} train shards, labels "
-            f"{int(labels.min()) if samples else '-'} to {int(labels.max()) if samples else '-'}"
+            f"found {len(numbers)} samples in {len(train)} train shards ({skipped} left out), "
+            f"labels {min(numbers, default='-')} to {max(numbers, default='-')}"
         )
-    policy = DecodePolicy()
-    return [decode(sample.image().content, policy) for sample in samples], labels
+    return images, torch.tensor(numbers)
 
 
 def _model_config(spec: TinyOptions) -> dict[str, Any]:

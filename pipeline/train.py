@@ -49,6 +49,8 @@ class TrainOptions:
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1:
             raise ValueError("epochs and batch_size are at least 1")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs is below epochs, not {self.warmup_epochs}")
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate is above 0, not {self.learning_rate}")
         if not 0 <= self.seed < 2**63:

@@ -35,7 +35,7 @@ class UnitJob:
     shard: Shard
     teacher: TeacherOptions
     device: str
-    weights_sha256: str
+    teacher_digest: str
     fingerprint: str
     schedule: Mapping[str, Any]
     decode: DecodePolicy
@@ -58,9 +58,11 @@ def embed_unit(job: UnitJob, send: runtime.Send) -> UnitReport:
     send: told now and then how many (bytes of the tar x views, views) were done since last.
     """
     teacher = resident_teacher(job.teacher, job.device)
-    if resident_fingerprint(job.teacher, job.device)["weights_sha256"] != job.weights_sha256:
+    found = layout.teacher_digest(resident_fingerprint(job.teacher, job.device))
+    if found != job.teacher_digest:
         raise TeacherError(
-            f"the teacher here ({job.teacher.model}) has other weights than the cache's manifest"
+            f"the teacher here ({job.teacher.model}) is not the one of the cache's manifest: its "
+            "weights, architecture or preprocessing changed since"
         )
     durable.fault_point(f"in-{job.unit.name}")
     with runtime.torch_threads(job.teacher.threads):
@@ -143,7 +145,8 @@ def _embed_rows(job: UnitJob, teacher: Teacher, meter: runtime.Meter) -> tuple[_
         position = sample.end
     batch.flush()
     meter.flush()
-    if job.shard.path.stat().st_size != job.shard.size_bytes:
+    after = job.shard.path.stat()
+    if (after.st_size, after.st_mtime_ns) != (job.shard.size_bytes, job.shard.mtime_ns):
         raise ShardError(f"{job.shard.path} changed while it was read: run teacher-cache again")
     return rows, digest.hexdigest()
 

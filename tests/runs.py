@@ -1,5 +1,7 @@
 """Trains small students on the tests' real inputs."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline import runtime, stage_two
-from pipeline.cache.reader import SCRATCH_VARIABLE
+from pipeline.cache.scratch import SCRATCH_VARIABLE
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.shards import find_shards
 
@@ -39,3 +41,25 @@ def alone(scratch: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, runtime.torch_threads(1):
         patch.setenv(SCRATCH_VARIABLE, str(scratch))
         yield
+
+
+@contextmanager
+def held_elsewhere(lock: Path) -> Iterator[None]:
+    """Hold a lock file in another process."""
+    code = """
+import sys
+from pathlib import Path
+from pipeline import durable
+with durable.held(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    command = [sys.executable, "-c", code, str(lock)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"held\n"
+    yield
+    process.stdin.close()
+    process.stdout.close()
+    assert process.wait(20) == 0

@@ -16,8 +16,8 @@ PACKAGE = ROOT / "pipeline"
 LEVELS = (
     {"errors"},
     {"options", "contracts", "durable", "tar", "yamlfile"},
-    {"schedule", "shards", "prompts", "runtime", "rundir", "teacher", "students", "losses", "ema"},
-    {"photometry", "cache.layout", "datasets"},
+    {"schedule", "shards", "runtime", "rundir", "teacher", "students", "losses", "ema"},
+    {"photometry", "cache.layout", "cache.scratch", "datasets", "prompts"},
     {"views", "cache.reader", "cache.writer"},
     {
         "anchors",

@@ -227,9 +227,7 @@ def test_other_files_are_counted_and_left_out(
     assert len(read(tmp_path / "out")["train"]) == len(PETS)
 
 
-@pytest.mark.parametrize(
-    "name", ["cat/ä 🙂.png", "cat/a.b.c.png", "cat/.hidden.png", "cat/a\nb.png"]
-)
+@pytest.mark.parametrize("name", ["cat/ä 🙂.png", "cat/a.b.c.png", "cat/a\nb.png"])
 def test_odd_file_names_are_kept_in_the_path(tmp_path: Path, name: str) -> None:
     write_folder(fill(tmp_path / "pets", name), tmp_path / "out")
     (sample,) = read(tmp_path / "out")["train"]
@@ -295,3 +293,37 @@ def test_existing_shards_are_neither_mixed_nor_overwritten(tmp_path: Path) -> No
         write_folder(source, out)
     assert digests(sorted(out.glob("*.tar"))) == before
     assert "eel" not in (out / "classes.txt").read_text()
+
+
+def test_hidden_files_and_folders_are_passed_over(tmp_path: Path) -> None:
+    """What file managers leave behind is no image, and no class that would shift the labels."""
+    source = fill(tmp_path / "pets", *PETS)
+    for name in (".thumbnails/a.png", "cat/._b.png", "._cover.png"):
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_bytes(b"no image")
+    write_folder(source, tmp_path / "out")
+    assert len(read(tmp_path / "out")["train"]) == len(PETS)
+    assert ".thumbnails" not in (tmp_path / "out" / "classes.txt").read_text(encoding="utf-8")
+
+
+def test_images_beside_class_folders_cost_the_labels_and_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_folder(fill(tmp_path / "pets", *PETS, "cover.png"), tmp_path / "out")
+    assert "lie in no sub-folder (cover.png, ...): no image gets a label" in caplog.text
+
+
+def test_a_set_that_could_not_be_finished_is_not_there(tmp_path: Path) -> None:
+    source = fill(tmp_path / "pets", *PETS)
+    (source / "dog" / "zzz.png").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError):
+        write_folder(source, tmp_path / "out", per_shard=1)
+    assert not (tmp_path / "out").exists()
+    assert list(tmp_path.glob(".out*")) == []
+
+
+def test_a_folder_with_other_files_is_not_mixed_with(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(DataError, match="is not empty"):
+        write_folder(fill(tmp_path / "pets", *PETS), tmp_path / "out")

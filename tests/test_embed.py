@@ -10,7 +10,14 @@ import torch
 from pipeline.cache import layout
 from pipeline.cache.reader import TargetCache, read_anchors, read_manifest
 from pipeline.embed import build_cache
-from pipeline.errors import CacheMismatchError, DataError, LossesError, ShardError, TeacherError
+from pipeline.errors import (
+    CacheError,
+    CacheMismatchError,
+    DataError,
+    LossesError,
+    ShardError,
+    TeacherError,
+)
 from pipeline.options import differences
 from pipeline.recipe import load_recipe
 from pipeline.schedule import Schedule
@@ -18,7 +25,7 @@ from pipeline.shards import find_shards, read_samples, write_shards
 from pipeline.teacher import TeacherOptions, load_teacher
 from pipeline.views import render_views
 from tests.inputs import build, labelled_samples, make_teacher
-from tests.trees import cache_digests
+from tests.trees import cache_digests, tree_digests
 
 
 def test_every_split_has_its_eval_view_and_train_its_scheduled_views(sealed_cache: Path) -> None:
@@ -57,7 +64,7 @@ def test_the_manifest_says_all_that_decides_the_cache(sealed_cache: Path) -> Non
     assert manifest["teacher"]["dim"] == 16
     assert len(manifest["teacher"]["weights_sha256"]) == 64
     assert manifest["teacher"]["logit_scale"] == pytest.approx(1 / 0.07, rel=1e-5)
-    assert manifest["batch"] == {"size": 16, "threads": 1}
+    assert manifest["batch"] == {"size": 16, "threads": 1, "device": "cpu"}
     assert manifest["schedules"]["mild"]["crop_scale"] == [0.7, 1.0]
     assert {"torch", "pillow", "numpy"} <= set(manifest["libraries"])
     assert [shard["name"] for shard in manifest["splits"]["train"]["shards"]] == [
@@ -235,7 +242,9 @@ def test_mended_shards_finish_a_cache_that_a_truncated_one_had_stopped(
     path.write_bytes(whole)
     build(tmp_path / "cache", tmp_path / "shards", recipe_file)
     clean = build(tmp_path / "clean", tmp_path / "shards", recipe_file)
-    assert cache_digests(tmp_path / "cache") == cache_digests(clean)
+    mended = tmp_path / "cache"  # whose manifest keeps the size that the cut shard had
+    assert tree_digests(mended, "units", "anchors") == tree_digests(clean, "units", "anchors")
+    assert TargetCache.open(mended).digest == TargetCache.open(clean).digest
 
 
 def test_no_model_is_loaded_before_missing_shards_are_told(tmp_path: Path) -> None:
@@ -319,3 +328,60 @@ def test_the_cache_holds_the_recipes_schedule(sealed_cache: Path, recipe_file: P
     schedule = TargetCache.open(sealed_cache).schedule
     assert isinstance(schedule, Schedule)
     assert differences(vars(schedule), vars(load_recipe(str(recipe_file)).schedule)) == []
+
+
+def test_a_folder_that_is_no_cache_is_never_touched(
+    tmp_path: Path, shards_dir: Path, recipe_file: Path
+) -> None:
+    (tmp_path / "home" / ".tmp").mkdir(parents=True)
+    (tmp_path / "home" / ".tmp" / "x").write_text("precious")
+    with pytest.raises(CacheError, match="has no manifest"):
+        build(tmp_path / "home", shards_dir, recipe_file)
+    (tmp_path / "home" / "letter.txt").write_text("mine")
+    with pytest.raises(CacheError, match=r"no cache: it holds 'letter\.txt'"):
+        build(tmp_path / "home", shards_dir, recipe_file)
+    assert (tmp_path / "home" / ".tmp" / "x").read_text() == "precious"
+
+
+def test_a_lost_manifest_is_never_replaced_by_another(
+    cache_copy: Path, shards_dir: Path, recipe_file: Path
+) -> None:
+    import shutil
+
+    shutil.rmtree(cache_copy / "manifest")
+    with pytest.raises(CacheError, match="has no manifest, so nothing says"):
+        build(cache_copy, shards_dir, recipe_file)
+
+
+def test_anchors_of_another_teacher_are_refused(
+    cache_copy: Path, shards_dir: Path, recipe_file: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    teacher = make_teacher(tmp_path / "other-teacher", seed=1)
+    other = tmp_path / "other"
+    build(other, shards_dir, recipe_file, f"teacher.model=local-dir:{teacher}")
+    shutil.rmtree(cache_copy / "anchors" / "shapes-plain")
+    shutil.copytree(other / "anchors" / "shapes-plain", cache_copy / "anchors" / "shapes-plain")
+    with pytest.raises(CacheMismatchError, match="of another teacher"):
+        build(cache_copy, shards_dir, recipe_file)
+
+
+def test_a_mistyped_prompt_set_is_told_before_the_work(
+    tmp_path: Path, shards_dir: Path, recipe_file: Path
+) -> None:
+    with pytest.raises(DataError, match="did you mean 'context'"):
+        build(tmp_path / "cache", shards_dir, recipe_file, "prompts.anchors=contxt")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_classes_in_another_order_than_the_labels_are_refused(
+    tmp_path: Path, shards_copy: Path, recipe_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    classes = shards_copy / "classes.txt"
+    classes.write_text("blue_square\ngreen square\nred square\n", encoding="utf-8")
+    with pytest.raises(DataError, match="same classes in another order"):
+        build(tmp_path / "cache", shards_copy, recipe_file)
+    classes.write_text("n001\nn002\nn003\n", encoding="utf-8")
+    build(tmp_path / "cache", shards_copy, recipe_file)
+    assert "check that they mean the same" in caplog.text

@@ -88,7 +88,7 @@ def test_asking_for_a_missing_gpu_is_an_error() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     for name in ("cuda", "cuda:1"):
-        with pytest.raises(BeamclipError, match="no CUDA device"):
+        with pytest.raises(BeamclipError, match="0 CUDA devices are visible"):
             runtime.pick_device(name)
 
 

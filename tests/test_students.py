@@ -16,7 +16,6 @@ NAMES = (
     "mobilenetv3_small_050",
     "vit_tiny_patch16_224",  # a fixed input size, other than PX
     "test_resnet",
-    "resnet18.a1_in1k",  # with a tag
 )
 
 
@@ -143,3 +142,9 @@ def test_foreign_weights_are_refused(foreign: str) -> None:
     }
     with pytest.raises(StudentError, match="weights in here are not this student's"):
         load_weights(build(), states[foreign](), where="here")
+
+
+@pytest.mark.parametrize("model", ["resnet18.a1_in1k", "resnet18.nonsense"])
+def test_a_tag_of_pretrained_weights_is_refused_not_ignored(model: str) -> None:
+    with pytest.raises(StudentError, match="start from random ones: say 'resnet18'"):
+        build(model)

@@ -32,7 +32,7 @@ def job(sealed_cache: Path, shards_dir: Path, teacher_dir: Path, tmp_path: Path)
         shard=shard,
         teacher=TeacherOptions(model=f"local-dir:{teacher_dir}", batch_size=16),
         device="cpu",
-        weights_sha256=manifest["teacher"]["weights_sha256"],
+        teacher_digest=layout.teacher_digest(manifest["teacher"]),
         fingerprint=layout.fingerprint(manifest),
         schedule=manifest["schedules"]["mild"],
         decode=DecodePolicy(),
@@ -62,8 +62,8 @@ def test_progress_adds_up_to_the_shards_views_and_nearly_its_bytes(job: UnitJob)
 
 
 def test_a_process_with_another_teacher_never_embeds(job: UnitJob) -> None:
-    other = UnitJob(**{**vars(job), "weights_sha256": "0" * 64})
-    with pytest.raises(TeacherError, match="other weights than the cache's manifest"):
+    other = UnitJob(**{**vars(job), "teacher_digest": "0" * 64})
+    with pytest.raises(TeacherError, match="not the one of the cache's manifest"):
         embed_unit(other, ignore)
     assert not (job.cache / "units").exists()
 

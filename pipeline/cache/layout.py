@@ -10,7 +10,6 @@ A anchors, T templates, N rows of a split.
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -88,15 +87,6 @@ class UnitId:
         return self.last - self.first + 1
 
 
-def parse_unit(name: str) -> UnitId | None:
-    """Return the unit that a folder name stands for, or None if it is no unit's name."""
-    match = re.fullmatch(r"(train|val|test)-(.+)\.([A-Za-z0-9-]+)\.v(\d+)-(\d+)", name)
-    if match is None:
-        return None
-    split, shard, schedule, first, last = match.groups()
-    return UnitId(split, shard, schedule, int(first), int(last))
-
-
 def planned_units(manifest: Mapping[str, Any]) -> list[UnitId]:
     """List every unit that a complete cache has, in order of split, shard, schedule, views."""
     return [
@@ -121,8 +111,19 @@ def index_path(cache: Path, generation: int) -> Path:
 def fingerprint(manifest: Mapping[str, Any]) -> str:
     """Hash the manifest fields that decide the bytes of every unit (not the teacher's path)."""
     fields = {name: manifest[name] for name in FINGERPRINTED}
-    fields["teacher"] = {**fields["teacher"], "model": None, "pretrained": None}
+    fields["teacher"] = teacher_digest(fields["teacher"])
     return sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def teacher_digest(fields: Mapping[str, Any]) -> str:
+    """Hash a teacher's fingerprint, but for the name or the folder that it was loaded by."""
+    named = {**fields, "model": None, "pretrained": None}
+    return sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
+
+
+def manifest_digest(cache: Path, generation: int) -> str:
+    """Hash a manifest generation as it lies on disk."""
+    return sha256(manifest_path(cache, generation).read_bytes()).hexdigest()
 
 
 def unit_attributes(cache: Path, unit: UnitId, wanted: str) -> dict[str, Any] | None:

@@ -5,9 +5,6 @@ T templates, B batch.
 """
 
 import json
-import os
-import tempfile
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +17,7 @@ import zarr
 from zarr.storage import LocalStore
 
 from pipeline.cache import layout
+from pipeline.cache.scratch import shared_array
 from pipeline.errors import CacheError
 from pipeline.options import nearest
 from pipeline.schedule import EVAL, AnySchedule, schedule_from
@@ -27,8 +25,7 @@ from pipeline.schedule import EVAL, AnySchedule, schedule_from
 if TYPE_CHECKING:
     import dask.array
 
-SCRATCH_VARIABLE = "BEAMCLIP_SCRATCH"
-_SCRATCH_BYTES = 16 << 30
+_RESEAL = "run teacher-cache again: it writes the index anew from the units"
 _REDO = "remove its folder and run teacher-cache again: only that unit is made anew"
 
 
@@ -45,6 +42,7 @@ class Anchors:
     texts: tuple[tuple[str, ...], ...]
     templates: tuple[str, ...]
     token_counts_AT: np.ndarray
+    teacher_digest: str
 
 
 @dataclass(frozen=True)
@@ -71,6 +69,7 @@ class TargetCache:
     ) -> None:
         self.path, self.manifest, self.split, self.schedule_name = path, manifest, split, name
         self._seal = seal
+        self._columns: dict[str, np.ndarray] = {}
         self._maps: dict[tuple[str, int], np.ndarray] = {}
         self.shards = tuple(CachedShard(**shard) for shard in seal["splits"][split]["shards"])
         self._ranges: list[tuple[int, int]] = [
@@ -94,6 +93,8 @@ class TargetCache:
         path = Path(path)
         manifest = read_manifest(path, generation)
         seal = _read_seal(path, manifest["generation"])
+        if seal["manifest"] != layout.manifest_digest(path, manifest["generation"]):
+            raise CacheError(f"{path}: the manifest is not the one that was sealed; put it back")
         if split not in manifest["splits"]:
             hint = nearest(split, manifest["splits"])
             raise CacheError(f"{path} has no split {split!r}: {hint}")
@@ -139,8 +140,18 @@ class TargetCache:
 
     def column(self, name: str) -> np.ndarray:
         """Return one column of layout.INDEX_COLUMNS over all rows, memory-mapped, [N]."""
-        folder = layout.index_path(self.path, self.manifest["generation"])
-        column: np.ndarray = np.load(folder / f"{self.split}.{name}.npy", mmap_mode="r")
+        if name not in self._columns:
+            self._columns[name] = self._checked_column(f"{self.split}.{name}")
+        return self._columns[name]
+
+    def _checked_column(self, name: str) -> np.ndarray:
+        file = layout.index_path(self.path, self.manifest["generation"]) / f"{name}.npy"
+        try:
+            column: np.ndarray = np.load(file, mmap_mode="r")
+        except (OSError, ValueError, EOFError) as error:
+            raise CacheError(f"{file} is damaged or gone ({error}); {_RESEAL}") from None
+        if layout.array_digest(column) != self._seal["columns"][name]:
+            raise CacheError(f"{file} is not as it was sealed; {_RESEAL}")
         return column
 
     def row_of(self, shard: str, ordinal: int) -> int:
@@ -158,7 +169,7 @@ class TargetCache:
     def keys(self) -> np.ndarray:
         """The (escaped) keys of all rows, [N]; read from the units when first asked for."""
         first = self._ranges[0]
-        parts = [_read_array(self.path / self._unit(shard, first), "keys") for shard in self.shards]
+        parts = [read_array(self.path / self._unit(shard, first), "keys") for shard in self.shards]
         return np.concatenate([np.asarray(part, dtype=object) for part in parts])
 
     def targets(self, rows: np.ndarray, view: int) -> np.ndarray:
@@ -190,7 +201,11 @@ class TargetCache:
         return read_anchors(self.path, name)
 
     def as_dask(self) -> "dask.array.Array":
-        """Return all targets as a lazy dask array: float16 [N,V,D], one block per chunk."""
+        """Return all targets as a lazy dask array: float16 [N,V,D], one block per chunk.
+
+        Chunks are checked by their checksums alone, not against the unit's digests: a lost chunk
+        reads as NaN.
+        """
         import dask.array
 
         shards = [
@@ -247,28 +262,13 @@ class TargetCache:
         return self._maps[array, view]
 
     def _map(self, array: str, view: int) -> np.ndarray:
-        path = _scratch() / f"{self.digest[:32]}-{array}-{view}.npy"
-        if not path.exists():
-            temporary = path.with_name(f".{uuid.uuid4().hex}.npy")
-            try:
-                self._decode_to(temporary, array, view)
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
-            _evict(path)
-        mapped: np.ndarray = np.load(path, mmap_mode="r")
-        return mapped
-
-    def _decode_to(self, path: Path, array: str, view: int) -> None:
         width = self.dim if array == "targets" else len(layout.PARAM_COLUMNS)
-        dtype = layout.UNIT_ARRAYS[array].dtype
-        if len(self) == 0:
-            np.save(path, np.empty((0, width), dtype))
-            return
-        whole = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(len(self), width))
-        for rows, values in self._iter_units(array, view):
-            whole[rows] = values
-        whole.flush()
+        return shared_array(
+            f"{self.digest[:32]}-{array}-{view}",
+            (len(self), width),
+            layout.UNIT_ARRAYS[array].dtype,
+            (values for _, values in self._iter_units(array, view)),
+        )
 
 
 def read_manifest(path: Path, generation: int | None = None) -> dict[str, Any]:
@@ -283,7 +283,10 @@ def read_manifest(path: Path, generation: int | None = None) -> dict[str, Any]:
         manifest = json.loads(file.read_text(encoding="utf-8"))
         kind, version = manifest["format"], manifest["version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CacheError(f"{file} is no readable manifest: {error!r}") from None
+        raise CacheError(
+            f"{file} is no readable manifest ({error!r}): put it back from a copy, or make the "
+            "cache anew"
+        ) from None
     if kind != layout.FORMAT or version != layout.VERSION:
         raise CacheError(
             f"{file}: expected {layout.FORMAT} version {layout.VERSION}, found {kind} version "
@@ -310,7 +313,16 @@ def read_anchors(path: Path, name: str) -> Anchors:
         texts=tuple(tuple(texts) for texts in arrays["texts"].tolist()),
         templates=tuple(attributes["templates"]),
         token_counts_AT=arrays["token_counts"],
+        teacher_digest=str(attributes["teacher"]),
     )
+
+
+def read_array(group: Path, name: str) -> np.ndarray:
+    """Return an array of a unit (not one that is chunked by view), checked against its digest."""
+    values = _read_array(group, name)
+    if layout.array_digest(values) != _attributes(group)["digests"][name]:
+        raise CacheError(f"{group}: {name!r} does not match its digest; {_REDO}")
+    return values
 
 
 def _open_array(group: Path, name: str) -> "zarr.Array[Any]":
@@ -336,16 +348,16 @@ def _read_array(group: Path, name: str, selection: Any = ...) -> np.ndarray:
 def _read_seal(path: Path, generation: int) -> dict[str, Any]:
     file = layout.index_path(path, generation) / "seal.json"
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+        seal = dict(json.loads(file.read_text(encoding="utf-8")))
+        _ = seal["manifest"], seal["splits"], seal["units"], seal["columns"]
     except FileNotFoundError:
         raise CacheError(
             f"{path} is not sealed: stage one has not finished, or something was lost from it; "
             "run teacher-cache again, it goes on where it stopped"
         ) from None
-    except ValueError as error:
-        raise CacheError(
-            f"{file} is damaged: {error}; remove its folder and run teacher-cache"
-        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise CacheError(f"{file} is damaged ({error!r}); {_RESEAL}") from None
+    return seal
 
 
 def _attributes(group: Path) -> dict[str, Any]:
@@ -357,22 +369,3 @@ def _attributes(group: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CacheError(f"{group}: damaged zarr.json ({error!r}); {_REDO}") from None
     return dict(attributes)
-
-
-def _scratch() -> Path:
-    """Return the folder of decoded views: $BEAMCLIP_SCRATCH, or one in the system's temporary."""
-    default = Path(tempfile.gettempdir()) / f"beamclip-{os.getuid()}"
-    folder = Path(os.environ.get(SCRATCH_VARIABLE) or default)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return folder
-
-
-def _evict(keep: Path) -> None:
-    """Drop the least recently made views while the scratch folder is over its bound."""
-    files = sorted(keep.parent.glob("[0-9a-f]*.npy"), key=lambda file: file.stat().st_mtime)
-    total = sum(file.stat().st_size for file in files)
-    for file in files:
-        if total <= _SCRATCH_BYTES or file == keep:
-            return
-        total -= file.stat().st_size
-        file.unlink(missing_ok=True)  # readers that mapped it keep their pages

@@ -37,6 +37,21 @@ def exclusive(cache: Path) -> Iterator[None]:
         yield
 
 
+_OWN = {".lock", ".tmp", "manifest", "units", "anchors", "index"}
+
+
+def check_place(cache: Path) -> None:
+    """Raise CacheError unless `cache` is new, empty or a cache: nobody's files are touched."""
+    found = {path.name for path in cache.iterdir()} if cache.is_dir() else set()
+    if foreign := sorted(found - _OWN):
+        raise CacheError(f"{cache} is no cache: it holds {foreign[0]!r}; name a new folder")
+    if found - {".lock"} and "manifest" not in found:
+        raise CacheError(
+            f"{cache} has no manifest, so nothing says what the rest of it was made from: put "
+            "manifest/ back, or name a new folder"
+        )
+
+
 def sweep(cache: Path) -> None:
     """Remove what interrupted writers left behind; call only while holding the cache."""
     shutil.rmtree(cache / ".tmp", ignore_errors=True)

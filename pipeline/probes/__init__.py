@@ -35,5 +35,7 @@ class ProbeOptions:
     zeroshot: ZeroshotOptions = ZeroshotOptions()
 
     def __post_init__(self) -> None:
+        if not self.run:
+            raise ValueError(f"run is empty; valid: {', '.join(PROBES)}")
         if unknown := set(self.run) - set(PROBES):
             raise ValueError(f"unknown probes {sorted(unknown)}; valid: {', '.join(PROBES)}")

@@ -6,23 +6,6 @@ import pytest
 from pipeline.cache import layout
 
 
-@pytest.mark.parametrize(
-    "unit",
-    [
-        layout.UnitId("train", "000003", "views", 0, 7),
-        layout.UnitId("test", "a.b-c_d", "eval", 0, 0),
-        layout.UnitId("val", "x.v0-1", "two-words", 8, 15),
-    ],
-)
-def test_a_unit_is_found_again_by_its_name(unit: layout.UnitId) -> None:
-    assert layout.parse_unit(unit.name) == unit
-
-
-@pytest.mark.parametrize("name", ["zarr.json", ".tmp", "train-0.views", "dev-0.views.v0-1", "x"])
-def test_other_names_are_no_units(name: str) -> None:
-    assert layout.parse_unit(name) is None
-
-
 def test_planned_units_cover_every_shard_schedule_and_range() -> None:
     manifest = {
         "splits": {

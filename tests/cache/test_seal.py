@@ -1,6 +1,7 @@
 """The seal: complete, consistent, and refused otherwise."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -77,3 +78,67 @@ def test_units_that_saw_different_samples_are_never_sealed_together(
     shutil.copytree(other / "units" / name, cache_copy / "units" / name)
     with pytest.raises(CacheError, match="disagree on digests"):
         seal_cache(cache_copy, read_manifest(cache_copy), 1.0)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+@pytest.mark.parametrize("damage", [flip, cut, Path.unlink], ids=["flipped", "cut", "deleted"])
+@pytest.mark.parametrize("column", ["label", "valid", "offset"])
+def test_a_damaged_column_is_an_error_and_is_sealed_anew(
+    cache_copy: Path, damage: Callable[[Path], None], column: str
+) -> None:
+    before = tree_digests(cache_copy, "index")
+    damage(cache_copy / "index" / "000000" / f"train.{column}.npy")
+    with pytest.raises(CacheError, match="run teacher-cache again"):
+        TargetCache.open(cache_copy).column(column)
+    seal_cache(cache_copy, read_manifest(cache_copy), 0.0)
+    assert tree_digests(cache_copy, "index") == before
+
+
+@pytest.mark.parametrize("array", ["samples", "valid", "digests"])
+def test_a_lost_chunk_is_never_sealed_as_zeros(cache_copy: Path, array: str) -> None:
+    shutil.rmtree(cache_copy / "index")
+    shutil.rmtree(cache_copy / "units" / "test-000000.eval.v0-0" / array / "c")
+    with pytest.raises(CacheError, match=rf"test-000000\.eval.*'{array}' does not match"):
+        seal_cache(cache_copy, read_manifest(cache_copy), 0.0)
+    assert not (cache_copy / "index").exists()
+
+
+def test_a_manifest_edited_after_sealing_is_refused(cache_copy: Path) -> None:
+    path = layout.manifest_path(cache_copy, 0)
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace('"logit_scale": 14', '"logit_scale": 99'), encoding="utf-8")
+    assert text != path.read_text(encoding="utf-8")
+    with pytest.raises(CacheError, match="not the one that was sealed"):
+        TargetCache.open(cache_copy)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "{", '{"manifest": 1}'])
+def test_a_damaged_seal_is_an_error_and_is_written_anew(cache_copy: Path, text: str) -> None:
+    before = tree_digests(cache_copy, "index")
+    (cache_copy / "index" / "000000" / "seal.json").write_text(text)
+    with pytest.raises(CacheError, match="is damaged"):
+        TargetCache.open(cache_copy)
+    seal_cache(cache_copy, read_manifest(cache_copy), 0.0)
+    assert tree_digests(cache_copy, "index") == before
+
+
+def test_a_seal_that_allowed_more_skips_is_taken_away(tmp_path: Path, recipe_file: Path) -> None:
+    from pipeline.shards import write_shards
+
+    pairs = labelled_samples(9)
+    pairs[4] = ("00004", {"png": b"<html>", "cls": b"1"})
+    write_shards(pairs, tmp_path / "shards", "train", per_shard=9)
+    cache = build(tmp_path / "cache", tmp_path / "shards", recipe_file, "max_skip_fraction=0.2")
+    with pytest.raises(LossesError, match="stays unsealed"):
+        build(cache, tmp_path / "shards", recipe_file, "max_skip_fraction=0.1")
+    with pytest.raises(CacheError, match="not sealed"):
+        TargetCache.open(cache)

@@ -13,7 +13,9 @@ from pipeline.errors import ProbeError
 from pipeline.probes.linear import LinearOptions, run
 
 N, F, D = 90, 12, 8
-NO_ANCHORS = Anchors("none", np.empty((0, D), np.float32), (), (), (), np.empty((0, 0), np.int32))
+NO_ANCHORS = Anchors(
+    "none", np.empty((0, D), np.float32), (), (), (), np.empty((0, 0), np.int32), ""
+)
 
 
 def features(seed: int, count: int = N, classes: int = 3, scale: float = 1.0) -> Features:

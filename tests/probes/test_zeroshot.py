@@ -25,7 +25,7 @@ def anchors(embeddings_AD: np.ndarray) -> Anchors:
     names = tuple(f"class {i}" for i in range(len(embeddings_AD)))
     texts = tuple((name,) for name in names)
     counts = np.ones((len(names), 1), np.int32)
-    return Anchors("own", embeddings_AD, names, texts, ("{label}",), counts)
+    return Anchors("own", embeddings_AD, names, texts, ("{label}",), counts, "")
 
 
 def features(embedding_ND: np.ndarray, labels_N: np.ndarray) -> Features:
