@@ -89,32 +89,15 @@ def build_cache(
     skipped: the rest is published all the same, and a rerun redoes only what is missing.
     """
     began = time.monotonic()
-    prompts = load_prompts(spec.prompts.file)
-    check_class_order(prompts, shards)
-    for name in (spec.prompts.anchors, spec.prompts.zeroshot):
-        prompt_set(prompts, name)  # a mistyped name is told now, not by training
-    sets = [prompt_set(prompts, name) for name in prompts.prompt_sets]
+    sets = _prompt_sets(spec.prompts, shards)
     check_teacher(spec.teacher)
     writer.check_place(cache)
     with writer.exclusive(cache):
         writer.sweep(cache)
-        teacher = resident_teacher(spec.teacher, device)
-        plan = plan_manifest(
-            shards,
-            resident_fingerprint(spec.teacher, device),
-            {
-                "size": spec.teacher.batch_size,
-                "threads": spec.teacher.threads,
-                "device": runtime.pick_device(device).type,
-            },
-            spec.schedule,
-            spec.views,
-            spec.decode,
-            recipe,
-        )
+        plan = _plan(shards, spec, device, recipe)
         manifest = agree(cache, plan, shards)
         for item in sets:
-            embed_prompt_set(cache, teacher, manifest, item)
+            embed_prompt_set(cache, resident_teacher(spec.teacher, device), manifest, item)
         jobs = _missing(cache, manifest, shards, spec, device)
         if jobs:
             writer.unseal(cache, manifest["generation"])
@@ -173,6 +156,27 @@ def _count_tokens(teacher: Teacher, prompts: PromptSet) -> np.ndarray:
                     f"reads {teacher.max_tokens}: shorten the description"
                 )
     return np.array(counts, np.int32)
+
+
+def _prompt_sets(spec: PromptOptions, shards: Sequence[Shard]) -> list[PromptSet]:
+    """Return every set of the prompt file; a mistyped name is told now, not by training."""
+    prompts = load_prompts(spec.file)
+    check_class_order(prompts, shards)
+    for name in (spec.anchors, spec.zeroshot):
+        prompt_set(prompts, name)
+    return [prompt_set(prompts, name) for name in prompts.prompt_sets]
+
+
+def _plan(
+    shards: Sequence[Shard], spec: CacheOptions, device: str, recipe: Mapping[str, Any]
+) -> dict[str, Any]:
+    batch = {
+        "size": spec.teacher.batch_size,
+        "threads": spec.teacher.threads,
+        "device": runtime.pick_device(device).type,
+    }
+    teacher = resident_fingerprint(spec.teacher, device)
+    return plan_manifest(shards, teacher, batch, spec.schedule, spec.views, spec.decode, recipe)
 
 
 def _missing(

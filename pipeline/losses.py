@@ -17,22 +17,26 @@ from pipeline.options import nearest, options, parse
 
 
 @options
-class AnchorOptions:
-    """Options of a loss over the anchors. tau null: the teacher's own 1 / logit_scale."""
+class WeightOptions:
+    """Options of a loss with nothing to set but its weight; 0 switches it off."""
 
     weight: float = 1.0
-    tau: float | None = None
 
     def __post_init__(self) -> None:
-        if self.tau is not None and self.tau <= 0:
-            raise ValueError(f"tau must be positive, not {self.tau}")
+        if self.weight < 0:
+            raise ValueError(f"weight is at least 0, not {self.weight}")
 
 
 @options
-class WeightOptions:
-    """Options of a loss with nothing to set but its weight."""
+class AnchorOptions(WeightOptions):
+    """Options of a loss over the anchors. tau null: the teacher's own 1 / logit_scale."""
 
-    weight: float = 1.0
+    tau: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tau is not None and self.tau <= 0:
+            raise ValueError(f"tau must be positive, not {self.tau}")
 
 
 def csm_ce(outputs: StudentOutputs, batch: TargetBatch, spec: AnchorOptions) -> Tensor:

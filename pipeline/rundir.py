@@ -21,6 +21,7 @@ from pipeline.errors import RunError
 from pipeline.options import differences
 
 _log = logging.getLogger(__name__)
+VERSION = 1  # of run.json
 KEEP_CHECKPOINTS = 2
 WEIGHTS = {"student": "student.safetensors", "student_raw": "student_raw.safetensors"}
 
@@ -67,7 +68,7 @@ class RunDir:
             for left_behind in self.path.glob(".*.tmp"):  # by a run that was killed
                 left_behind.unlink()
             return
-        durable.write_json(self.path / "run.json", origin)
+        durable.write_json(self.path / "run.json", {"version": VERSION, **origin})
         durable.write_text(self.path / "recipe.yaml", yaml.safe_dump(dict(recipe), sort_keys=False))
 
     def read_recipe(self) -> dict[str, Any]:
@@ -85,12 +86,18 @@ class RunDir:
             raise _damaged(path, error) from None
 
     def read_origin(self) -> dict[str, Any]:
-        """Return what the run was made from; raises RunError if that is lost."""
+        """Return what the run was made from; raises RunError if lost or of another format."""
         path = self.path / "run.json"
         try:
-            return dict(json.loads(path.read_text(encoding="utf-8")))
+            origin = dict(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, TypeError, ValueError) as error:
             raise _damaged(path, error) from None
+        if (found := origin.pop("version", None)) != VERSION:
+            raise RunError(
+                f"{path}: expected format version {VERSION}, found {found}: use the beamclip "
+                "release that trained it, or train anew"
+            )
+        return origin
 
     def last_metrics(self) -> dict[str, Any]:
         """Return the metrics of the last finished epoch; raises RunError if they are lost."""

@@ -17,7 +17,7 @@ from pipeline.evaluate import Scores, evaluate_run
 from pipeline.losses import resolve_tau
 from pipeline.options import differences, parse, to_mapping
 from pipeline.probes import ProbeOptions
-from pipeline.prompts import check_class_order, load_prompts, prompt_set
+from pipeline.prompts import PromptOptions, check_class_order, load_prompts, prompt_set
 from pipeline.recipe import Recipe, recipe_from
 from pipeline.rundir import RunDir
 from pipeline.shards import Shard, find_shards, shards_at
@@ -43,13 +43,7 @@ def train(
     trained, StudentError, CacheError or ShardError.
     """
     cache = _open(cache_path, recipe)
-    prompts = load_prompts(recipe.prompts.file)
-    check_class_order(prompts, shards)
-    uses = {"anchors": recipe.prompts.anchors, "zeroshot": recipe.prompts.zeroshot}
-    sets = {
-        use: cached_anchors(cache_path, cache.manifest, prompt_set(prompts, name))
-        for use, name in uses.items()
-    }
+    sets = _prompt_sets(recipe.prompts, cache, shards)
     _check_labels(cache, sets["anchors"])
     input_px = recipe.student.input_px or int(cache.manifest["teacher"]["preprocess"]["size"])
     where = runtime.pick_device(device)
@@ -141,6 +135,18 @@ def _open(path: Path, recipe: Recipe) -> TargetCache:
     if changed := differences({"teacher": found}, {"teacher": wanted}):
         raise CacheMismatchError(f"{path} is of another teacher than the recipe's:", changed)
     return cache
+
+
+def _prompt_sets(
+    spec: PromptOptions, cache: TargetCache, shards: Sequence[Shard]
+) -> dict[str, Anchors]:
+    """Return the cached anchors by their use, held against the prompt file."""
+    prompts = load_prompts(spec.file)
+    check_class_order(prompts, shards)
+    return {
+        use: cached_anchors(cache.path, cache.manifest, prompt_set(prompts, name))
+        for use, name in (("anchors", spec.anchors), ("zeroshot", spec.zeroshot))
+    }
 
 
 def _named_teacher(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -39,6 +39,18 @@ def test_the_whole_way_from_shards_to_scores(
     assert table.splitlines()[0].split() == ["zero-shot", "linear", "linear,", "embedding"]
 
 
+def test_probes_can_be_chosen_after_training(
+    beamclip: Invoke, sealed_cache: Path, shards_dir: Path, recipe_file: Path, tmp_path: Path
+) -> None:
+    shared = ("--cache", sealed_cache, "--shards", shards_dir, "--recipe", recipe_file)
+    quick = ("--set", "training.epochs=1", "--model", "test_resnet")
+    beamclip("train-student", *shared, *quick, "--run", tmp_path / "r")
+    outcome = beamclip("probe", "--run", tmp_path / "r", "--probes", "zeroshot", "--json")
+    assert all(set(probes) == {"zeroshot"} for probes in json.loads(outcome.out).values())
+    wrong = beamclip("probe", "--run", tmp_path / "r", "--probes", "zeroshut")
+    fails(wrong, 1, "unknown probes ['zeroshut']", "valid: linear, zeroshot")
+
+
 def fails(outcome: object, code: int, *parts: str) -> None:
     assert outcome.code == code, (outcome.code, outcome.err)  # type: ignore[attr-defined]
     assert "Traceback" not in outcome.err  # type: ignore[attr-defined]

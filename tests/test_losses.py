@@ -17,6 +17,7 @@ from pipeline.losses import LOSSES, AnchorOptions, Term, WeightOptions, parse_te
 from pipeline.losses import csm_ce as csm_ce_loss
 from pipeline.losses import entmin as entmin_loss
 from pipeline.losses import ism as ism_loss
+from pipeline.students import StudentOptions, build_student
 
 TAUS = (0.01, 1 / 13, 1.0)
 DTYPES = (torch.float64, torch.float32)
@@ -120,6 +121,25 @@ def test_ism_is_least_and_minus_one_where_the_student_is_the_target(
     least_B = ism_loss(same, targets, WeightOptions())
     torch.testing.assert_close(least_B, torch.full_like(least_B, -1), rtol=0, atol=tolerance)
     assert (ism_loss(outputs, targets, WeightOptions()) > least_B).all()
+
+
+def test_a_student_given_its_own_embedding_as_target_has_an_ism_of_minus_one() -> None:
+    """A real student in evaluation mode, float32: -1 within 1e-6 for every sample."""
+    student = build_student(StudentOptions(model="test_resnet"), dim=D, input_px=32, seed=0).eval()
+    views = torch.randint(0, 256, (B, 3, 32, 32), dtype=torch.uint8)
+    with torch.inference_mode():
+        outputs = student(views)
+        _, targets = batch(dtype=torch.float32)
+        loss_B = ism_loss(
+            outputs, replace(targets, target_BD=student(views).embedding_BD), WeightOptions()
+        )
+    torch.testing.assert_close(loss_B, torch.full((B,), -1.0), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_negative_weight_is_refused(name: str) -> None:
+    with pytest.raises(RecipeError, match="weight is at least 0, not -1"):
+        parse_terms({name: {"weight": -1}}, where="test")
 
 
 def test_ism_is_the_negative_cosine() -> None:

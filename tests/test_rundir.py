@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pipeline import durable
 from pipeline.errors import RunError
 from pipeline.rundir import KEEP_CHECKPOINTS, WEIGHTS, RunDir
 
@@ -48,6 +49,11 @@ class TestBegin:
         assert begun.read_recipe() == RECIPE
         assert begun.read_origin() == ORIGIN
         assert names(begun) == ["recipe.yaml", "run.json"]
+
+    def test_of_another_format_is_refused_with_what_to_do(self, begun: RunDir) -> None:
+        durable.write_json(begun.path / "run.json", ORIGIN)
+        with pytest.raises(RunError, match="expected format version 1, found None"):
+            begun.read_origin()
 
     def test_twice_without_resume_is_refused(self, begun: RunDir) -> None:
         with pytest.raises(RunError, match=r"already holds a run; go on with --resume, or name"):

@@ -228,3 +228,8 @@ def test_the_tokenizer_of_an_unknown_model_is_never_guessed(folder: Path) -> Non
     edit_config(folder, "model_cfg", text_cfg={"hf_tokenizer_name": "no/such-tokenizer"})
     with pytest.raises(TeacherError, match="cannot load teacher"):
         load_teacher(options(folder), CPU)
+
+
+def test_a_tag_beside_a_folder_is_refused_not_ignored(teacher_dir: Path) -> None:
+    with pytest.raises(ValueError, match="brings its own weights"):
+        options(teacher_dir, pretrained="openai")

@@ -1,5 +1,6 @@
 """The small teacher: an ordinary open_clip folder that has learnt something."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -74,3 +75,17 @@ def test_an_existing_folder_is_never_overwritten(
     prompts = load_prompts(str(recipe_file.with_name("shapes-prompts.yaml")))
     with pytest.raises(DataError, match="already exists"):
         train_tiny_teacher(find_shards([str(shards)]), prompts, tmp_path, SPEC)
+
+
+def test_a_sample_that_cannot_be_used_is_left_out_and_told(
+    tmp_path: Path, recipe_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pairs = labelled_samples(24, seed=3)
+    pairs[3] = ("00003", {"png": b"<html>", "cls": b"0"})
+    pairs[4] = ("00004", {"png": pairs[4][1]["png"], "cls": b"one"})
+    write_shards(pairs, tmp_path / "shards", "train", per_shard=24)
+    prompts = load_prompts(str(recipe_file.with_name("shapes-prompts.yaml")))
+    quick = replace(SPEC, epochs=1)
+    train_tiny_teacher(find_shards([str(tmp_path / "shards")]), prompts, tmp_path / "t", quick)
+    assert "left out sample 00003: undecodable" in caplog.text
+    assert "left out sample 00004: bad-label" in caplog.text

@@ -390,6 +390,7 @@ class TestLearningRate:
         ({}, "'epochs' is required"),
         ({"epochs": 0}, "epochs and batch_size are at least 1"),
         ({"batch_size": 0}, "epochs and batch_size are at least 1"),
+        ({"warmup_epochs": 1.0}, "warmup_epochs is below epochs"),
         ({"ema": 1.0}, "ema is at least 0 and below 1"),
         ({"ema": -0.1}, "ema is at least 0 and below 1"),
         ({"learning_rate": 0}, "learning_rate is above 0, not 0"),
