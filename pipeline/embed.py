@@ -234,9 +234,7 @@ def _run(
                 failed.append(f"  {job.unit.name}: {outcome}")
             elif isinstance(outcome, BaseException):
                 _log.debug("unit %s failed", job.unit.name, exc_info=outcome)
-                failed.append(
-                    f"  {job.unit.name} in {job.cache}: {type(outcome).__name__}: {outcome}"
-                )
+                failed.append(f"  {job.unit.name}: {type(outcome).__name__}: {outcome}")
             else:
                 done.append(outcome)
     if failed:
