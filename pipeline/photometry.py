@@ -1,28 +1,29 @@
-"""Colour jitter, grayscale and blur of a batch of views, in integer arithmetic.
+"""Colour jitter, grayscale and blur of a batch of views, exact on every device.
 
-Factors become 16-bit fixed-point numbers on the CPU; pixels are 32-bit integers from there on, so
-that every device gives the same bytes. Shape letters: B batch, P params, H W pixels, K taps.
+In luma and chroma (NTSC YIQ) brightness and contrast scale, saturation scales chroma, hue turns it
+and grayscale drops it. Without clipping in between (torchvision clips after each) these maps
+commute, so that no order needs to be drawn, and a view's whole colour change is one 3 x 3 matrix
+and one offset. Matrix, offset and blur weights become whole numbers, and every sum is a whole
+number below 2**24, which float32 holds exactly: neither the order of additions nor fusing them
+changes a bit. Shape letters: B batch, P params, H W pixels, K taps.
 """
 
-from collections.abc import Callable
-from itertools import permutations
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pipeline.schedule import ViewParams
 
-_ONE = 1 << 16  # the fixed-point number 1
-_HALF = _ONE >> 1
-# Rec. 601 luma in fixed point (sums to _ONE), as Pillow's conversion to "L" rounds it.
-_LUMA = (19595, 38470, 7471)
-_ORDERS = np.array(list(permutations(range(4))))  # 24 orders of the four jitter operations
+# float32 holds every whole number up to 2**24; rounding a sum's four terms may add 383 to it.
+_EXACT = float((1 << 24) - 512)
 _COLUMN = {name: place for place, name in enumerate(ViewParams._fields)}
-
-# Luma-chroma (NTSC YIQ) and back: hue turns the chroma plane and leaves luma alone.
 _TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 _FROM_YIQ = np.linalg.inv(_TO_YIQ)
+# Blur: both passes' weights sum to 2**12; between them, pixels have 4 bits below the point.
+_TAP_BITS, _BETWEEN_BITS = 12, 4
 
 
 def apply_photometry(views_B3HW: Tensor, params_BP: np.ndarray) -> Tensor:
@@ -31,122 +32,124 @@ def apply_photometry(views_B3HW: Tensor, params_BP: np.ndarray) -> Tensor:
     params_BP: float32 rows of ViewParams, on the CPU. Rows whose parameters are the identity come
     back unchanged. Never modifies its input.
     """
-    jitter_B4 = _ORDERS[params_BP[:, _COLUMN["jitter_order"]].astype(np.int64)]
-    for step in range(4):
-        for number, name in enumerate(_JITTER):
-            due = jitter_B4[:, step] == number
-            views_B3HW = _apply(name, views_B3HW, params_BP, due)
-    for name in ("grayscale", "blur_sigma"):
-        views_B3HW = _apply(name, views_B3HW, params_BP, np.True_)
-    return views_B3HW
-
-
-def _apply(
-    name: str, views_B3HW: Tensor, params_BP: np.ndarray, due: np.ndarray | np.bool
-) -> Tensor:
-    """Replace the rows that are due, and whose parameter changes something, by the result."""
-    operation, identity = _OPERATIONS[name]
-    values_B = params_BP[:, _COLUMN[name]].astype(np.float64)
-    rows = np.flatnonzero(due & (values_B != identity))
-    if rows.size == 0:
+    sigma_B = params_BP[:, _COLUMN["blur_sigma"]].astype(np.float64)
+    recoloured_B = _changes_colour(params_BP)
+    due = np.flatnonzero(recoloured_B | (sigma_B > 0))
+    if due.size == 0:
         return views_B3HW
-    index = torch.from_numpy(rows).to(views_B3HW.device)
-    changed = operation(views_B3HW[index].to(torch.int32), values_B[rows])
-    return views_B3HW.index_copy(0, index, changed.clamp(0, 255).to(torch.uint8))
+    result_B3HW = views_B3HW.clone()
+    for rows in _steps(due, views_B3HW.device):
+        pixels = views_B3HW[rows].to(torch.float32)
+        if recoloured_B[rows].any():
+            pixels = _recolour(pixels, params_BP[rows])
+        if sigma_B[rows].any():
+            pixels = _blur(pixels, sigma_B[rows])
+        # By way of int32: a conversion straight to uint8 is not vectorised on CPUs.
+        result_B3HW[rows] = pixels.to(torch.int32).to(torch.uint8)
+    return result_B3HW
 
 
-def _fixed(values: np.ndarray, device: torch.device) -> Tensor:
-    """Turn factors into fixed-point int32."""
-    rounded = np.rint(values * _ONE).astype(np.int32)
-    return torch.from_numpy(rounded).to(device)
+def _steps(due: np.ndarray, device: torch.device) -> Sequence[slice | np.ndarray]:
+    """Split rows into steps: a CPU works from its cache, a view at a time; others all at once."""
+    return [slice(row, row + 1) for row in due] if device.type == "cpu" else [due]
 
 
-def _blend(pixels: Tensor, other: Tensor | int, factor: np.ndarray) -> Tensor:
-    """Return factor * pixels + (1 - factor) * other, rounded."""
-    f = _fixed(factor, pixels.device)[:, None, None, None]
-    return (f * pixels + (_ONE - f) * other + _HALF) >> 16
+def _changes_colour(params_BP: np.ndarray) -> np.ndarray:
+    factors = ["brightness", "contrast", "saturation"]
+    changed = (params_BP[:, [_COLUMN[name] for name in factors]] != 1).any(axis=1)
+    offsets = [_COLUMN["hue"], _COLUMN["grayscale"]]
+    return np.asarray(changed | (params_BP[:, offsets] != 0).any(axis=1))
 
 
-def _luma(pixels: Tensor) -> Tensor:
-    """Return [B,1,H,W] luma."""
-    red, green, blue = (pixels[:, i : i + 1] for i in range(3))
-    return (_LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue + _HALF) >> 16
+def _recolour(pixels_B3HW: Tensor, params_BP: np.ndarray) -> Tensor:
+    """Apply each view's affine map of colour; rounded to whole levels and clipped once."""
+    device = pixels_B3HW.device
+    matrix_B33, pivot_B = _colour_maps(params_BP.astype(np.float64))
+    # The greatest power of two at which no sum leaves float32's whole numbers.
+    reach_B = 255 * (np.abs(matrix_B33).sum(2).max(1) + np.abs(pivot_B)) + 0.5
+    scale_B = np.exp2(np.floor(np.log2(_EXACT / reach_B)))
+    fixed_B33 = np.rint(matrix_B33 * scale_B[:, None, None]).astype(np.float32)
+    m = torch.from_numpy(fixed_B33).to(device)[..., None, None]
+    offset_B = torch.from_numpy(scale_B).to(device) * 0.5  # a half, for rounding
+    if pivot_B.any():
+        offset_B += torch.from_numpy(pivot_B * scale_B).to(device) * _mean_luma(pixels_B3HW)
+    mixed = m[:, :, 0] * pixels_B3HW[:, :1] + offset_B.round().float()[:, None, None, None]
+    mixed.addcmul_(m[:, :, 1], pixels_B3HW[:, 1:2])
+    mixed.addcmul_(m[:, :, 2], pixels_B3HW[:, 2:])
+    inverse = torch.from_numpy((1 / scale_B).astype(np.float32)).to(device)
+    return mixed.mul_(inverse[:, None, None, None]).floor_().clamp_(0, 255)
 
 
-def _brightness(pixels: Tensor, factor: np.ndarray) -> Tensor:
-    return _blend(pixels, 0, factor)
+def _colour_maps(params_BP: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return float64 [B,3,3] and [B]: new colour = first @ colour + second * the view's mean luma.
+
+    Contrast pivots on the mean luma, which hue and saturation leave as it is.
+    """
+    brightness, contrast, saturation, hue, grayscale = (
+        params_BP[:, _COLUMN[name]]
+        for name in ("brightness", "contrast", "saturation", "hue", "grayscale")
+    )
+    angle = -2 * np.pi * hue  # from red over yellow to green, as HSV counts
+    chroma = np.where(grayscale == 0, saturation, 0.0)
+    yiq = np.zeros((len(params_BP), 3, 3))
+    yiq[:, 0, 0] = 1
+    yiq[:, 1, 1] = yiq[:, 2, 2] = chroma * np.cos(angle)
+    yiq[:, 2, 1] = chroma * np.sin(angle)
+    yiq[:, 1, 2] = -yiq[:, 2, 1]
+    gain = (brightness * contrast)[:, None, None]
+    return gain * (_FROM_YIQ @ yiq @ _TO_YIQ), brightness * (1 - contrast)
 
 
-def _contrast(pixels: Tensor, factor: np.ndarray) -> Tensor:
-    luma = _luma(pixels)
-    count = luma.shape[2] * luma.shape[3]
-    mean = (luma.sum((2, 3), keepdim=True) + count // 2) // count  # int64: exact at any size
-    return _blend(pixels, mean.to(torch.int32), factor)
+def _mean_luma(pixels_B3HW: Tensor) -> Tensor:
+    """Return float64 [B]; sums of whole levels are exact, so that their order plays no part."""
+    sums_B3 = pixels_B3HW.sum(3).sum(2, dtype=torch.float64)
+    weights = torch.from_numpy(_TO_YIQ[0]).to(pixels_B3HW.device)
+    return (sums_B3 * weights).sum(1) / (pixels_B3HW.shape[2] * pixels_B3HW.shape[3])
 
 
-def _saturation(pixels: Tensor, factor: np.ndarray) -> Tensor:
-    return _blend(pixels, _luma(pixels), factor)
+def _blur(pixels_B3HW: Tensor, sigma_B: np.ndarray) -> Tensor:
+    """Gaussian blur, one axis after the other, borders mirrored."""
+    taps_BK = _taps(sigma_B * pixels_B3HW.shape[-1])
+    weights = torch.from_numpy(taps_BK).to(pixels_B3HW.device)
+    rows = _convolve(pixels_B3HW, weights, dim=3, drop_bits=_TAP_BITS - _BETWEEN_BITS)
+    return _convolve(rows, weights, dim=2, drop_bits=_TAP_BITS + _BETWEEN_BITS)
 
 
-def _hue(pixels: Tensor, turns: np.ndarray) -> Tensor:
-    """Turn chroma by a share of the circle: a linear map, where HSV's shift is piecewise."""
-    angle = -2 * np.pi * turns  # from red over yellow to green, as HSV counts
-    turn = np.zeros((len(angle), 3, 3))
-    turn[:, 0, 0] = 1
-    turn[:, 1, 1] = turn[:, 2, 2] = np.cos(angle)
-    turn[:, 2, 1] = np.sin(angle)
-    turn[:, 1, 2] = -turn[:, 2, 1]
-    matrix = _fixed(_FROM_YIQ @ turn @ _TO_YIQ, pixels.device)
-    mixed = (matrix[:, :, :, None, None] * pixels[:, None]).sum(2, dtype=torch.int32)
-    return (mixed + _HALF) >> 16
-
-
-def _grayscale(pixels: Tensor, _: np.ndarray) -> Tensor:
-    return _luma(pixels).expand_as(pixels)
-
-
-def _blur(pixels: Tensor, sigma: np.ndarray) -> Tensor:
-    """Gaussian blur, one axis after the other, borders mirrored; 8 extra bits in between."""
-    sigma_px = sigma * pixels.shape[-1]
-    rows = _convolve(pixels, _taps(sigma_px, 1 << 16, pixels.device), dim=3)
-    both = _convolve(rows >> 8, _taps(sigma_px, 1 << 14, pixels.device), dim=2)
-    return (both + (1 << 21)) >> 22
-
-
-def _taps(sigma_px: np.ndarray, total: int, device: torch.device) -> Tensor:
-    """Return int32 [B,K] Gaussian weights, each row cut at 3 sigma and summing to `total`.
+def _taps(sigma_px_B: np.ndarray) -> np.ndarray:
+    """Return float32 [B,K] whole Gaussian weights, each row cut at 3 sigma, summing to 2**12.
 
     Rows are padded with zeros to the widest: a view's weights do not depend on its batch.
     """
-    radius = np.ceil(3 * sigma_px).astype(np.int64)
+    total = 1 << _TAP_BITS
+    radius = np.ceil(3 * sigma_px_B).astype(np.int64)
     offsets = np.arange(-radius.max(), radius.max() + 1)
-    weights = np.exp(-0.5 * (offsets / sigma_px[:, None]) ** 2)
+    spread = np.where(sigma_px_B > 0, sigma_px_B, 1)[:, None]
+    weights = np.exp(-0.5 * (offsets / spread) ** 2)
     weights[np.abs(offsets) > radius[:, None]] = 0
-    fixed = np.rint(weights / weights.sum(1, keepdims=True) * total).astype(np.int64)
+    fixed = np.rint(weights / weights.sum(1, keepdims=True) * total)
     fixed[:, radius.max()] += total - fixed.sum(1)
-    return torch.from_numpy(fixed.astype(np.int32)).to(device)
+    return np.asarray(fixed, np.float32)
 
 
-def _convolve(pixels: Tensor, taps_BK: Tensor, dim: int) -> Tensor:
-    """Weighted sum of shifted copies along `dim`; the border is mirrored without repeating it."""
+def _convolve(pixels: Tensor, taps_BK: Tensor, *, dim: int, drop_bits: int) -> Tensor:
+    """Weighted sum of shifted copies along `dim`, divided by 2**drop_bits and rounded."""
     length, radius = pixels.shape[dim], taps_BK.shape[1] // 2
+    padded = _mirrored(pixels, radius, dim)
+    taps = taps_BK[:, :, None, None, None]
+    total = padded.narrow(dim, radius, length) * taps[:, radius]
+    for place in range(radius):  # weights are symmetric
+        pair = padded.narrow(dim, place, length) + padded.narrow(dim, 2 * radius - place, length)
+        total.addcmul_(pair, taps[:, place])
+    return total.add_(1 << (drop_bits - 1)).mul_(2.0**-drop_bits).floor_()
+
+
+def _mirrored(pixels: Tensor, radius: int, dim: int) -> Tensor:
+    """Pad by `radius` along `dim`, mirrored at the border pixel without repeating it."""
+    length = pixels.shape[dim]
+    if radius < length:
+        sides = (radius, radius, 0, 0) if dim == 3 else (0, 0, radius, radius)
+        return F.pad(pixels, sides, mode="reflect")
     period = max(1, 2 * (length - 1))
     mirror = torch.arange(-radius, length + radius, device=pixels.device) % period
-    padded = pixels.index_select(dim, torch.minimum(mirror, period - mirror).clamp(max=length - 1))
-    total = torch.zeros_like(pixels)
-    for place in range(taps_BK.shape[1]):
-        total += taps_BK[:, place, None, None, None] * padded.narrow(dim, place, length)
-    return total
-
-
-Operation = Callable[[Tensor, np.ndarray], Tensor]
-_JITTER = ("brightness", "contrast", "saturation", "hue")
-# Parameter -> (what it does to int32 pixels, the value that changes nothing).
-_OPERATIONS: dict[str, tuple[Operation, float]] = {
-    "brightness": (_brightness, 1),
-    "contrast": (_contrast, 1),
-    "saturation": (_saturation, 1),
-    "hue": (_hue, 0),
-    "grayscale": (_grayscale, 0),
-    "blur_sigma": (_blur, 0),
-}
+    nearest = torch.minimum(mirror, period - mirror).clamp(max=length - 1)
+    return pixels.index_select(dim, nearest)

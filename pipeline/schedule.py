@@ -26,10 +26,10 @@ EVAL = "eval"
 _NUM_WORDS = 32
 _NUM_ATTEMPTS = 10
 _AREA, _RATIO = 0, 10  # the first of ten words each
-_X, _Y, _FLIP, _JITTER, _ORDER = 20, 21, 22, 23, 24
+_X, _Y, _FLIP, _JITTER = 20, 21, 22, 23  # 24 is free
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = 25, 26, 27, 28
 _GRAYSCALE, _BLUR, _SIGMA = 29, 30, 31
-_MAX_REACH = 100  # a factor of 128 would leave photometry's 32-bit integers
+_MAX_REACH = 100  # far beyond use; photometry keeps fewer bits the greater its factors
 
 
 class ViewParams(NamedTuple):
@@ -39,8 +39,8 @@ class ViewParams(NamedTuple):
     (crop: cut the box and resize it; the others: resize, then cut or pad at the centre).
     interpolation: index into INTERPOLATIONS. flip: 1 mirrors left and right. brightness, contrast,
     saturation: factors, 1 changes nothing. hue: turns of the colour circle, 0 changes nothing.
-    jitter_order: which of the 24 orders of these four. grayscale: 1 drops colour. blur_sigma:
-    Gaussian sigma as a fraction of the view's side, 0 for none.
+    grayscale: 1 drops colour. blur_sigma: Gaussian sigma as a fraction of the view's side, 0 for
+    none.
     """
 
     x: float = 0.0
@@ -54,7 +54,6 @@ class ViewParams(NamedTuple):
     contrast: float = 1.0
     saturation: float = 1.0
     hue: float = 0.0
-    jitter_order: float = 0.0
     grayscale: float = 0.0
     blur_sigma: float = 0.0
 
@@ -231,7 +230,6 @@ def _photometry(rule: Schedule, uniform: list[float]) -> dict[str, float]:
             low = max(0.0, 1 - reach)
             drawn[name] = _float32(low + (1 + reach - low) * uniform[place])
         drawn["hue"] = _float32(rule.hue * (2 * uniform[_HUE] - 1))
-        drawn["jitter_order"] = float(int(uniform[_ORDER] * 24))
     drawn["grayscale"] = float(uniform[_GRAYSCALE] < rule.grayscale)
     if uniform[_BLUR] < rule.blur:
         low, high = rule.blur_sigma

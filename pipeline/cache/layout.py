@@ -21,7 +21,7 @@ import numpy as np
 from pipeline.schedule import ViewParams
 
 FORMAT = "beamclip-cache"
-VERSION = 1
+VERSION = 2
 CHUNK_ROWS = 4096
 PARAM_COLUMNS = ViewParams._fields
 SAMPLE_COLUMNS = ("ordinal", "offset", "bytes", "width", "height", "label")
