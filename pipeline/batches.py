@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.cache.reader import TargetCache
+from pipeline.decode import DecodePolicy, SourceImage
 from pipeline.errors import (
     BeamclipError,
     CacheMismatchError,
@@ -29,7 +30,7 @@ from pipeline.options import differences, to_mapping
 from pipeline.photometry import apply_photometry
 from pipeline.schedule import Schedule, ViewParams, philox_words
 from pipeline.shards import Shard, content_digest
-from pipeline.views import DecodePolicy, decode, render_geometry
+from pipeline.views import render_geometry
 
 
 @dataclass(frozen=True)
@@ -163,10 +164,10 @@ class _Rows:
 
     def _render(self, row: int, params: np.ndarray) -> Tensor:
         try:
-            image = decode(self._encoded(row), self._policy)
+            image = SourceImage(self._encoded(row), self._policy)
+            return render_geometry(image, [ViewParams(*params.tolist())], self._input_px)[0]
         except SampleError as error:
             raise ShardError(f"{self._where(row)}: {error}; the cache had seen it whole") from None
-        return render_geometry(image, [ViewParams(*params.tolist())], self._input_px)[0]
 
     def _encoded(self, row: int) -> bytes:
         column = self._columns

@@ -10,15 +10,15 @@ from typing import Any
 from pipeline import __version__, runtime
 from pipeline.cache import layout, writer
 from pipeline.cache.reader import read_manifest
+from pipeline.decode import DecodePolicy
 from pipeline.errors import CacheMismatchError
 from pipeline.options import differences, to_mapping
 from pipeline.schedule import EVAL, EvalSchedule, Schedule
 from pipeline.shards import Shard
 from pipeline.teacher import LOCAL_DIR
-from pipeline.views import DecodePolicy
 
 # Libraries whose code decides pixels or vectors.
-_DECISIVE = ("torch", "open_clip_torch", "timm", "pillow", "numpy")
+_DECISIVE = ("torch", "open_clip_torch", "timm", "pillow", "simplejpeg", "numpy")
 
 
 def plan_manifest(

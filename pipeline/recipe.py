@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.decode import DecodePolicy
 from pipeline.embed import CacheOptions
 from pipeline.errors import RecipeError
 from pipeline.losses import Term, parse_term, parse_terms
@@ -15,7 +16,6 @@ from pipeline.schedule import Schedule
 from pipeline.students import StudentOptions
 from pipeline.teacher import TeacherOptions
 from pipeline.train import TrainOptions
-from pipeline.views import DecodePolicy
 from pipeline.yamlfile import read_yaml
 
 _FOLDER = Path(__file__).parent / "recipes"

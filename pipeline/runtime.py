@@ -28,7 +28,16 @@ class Advance(Protocol):
     def __call__(self, count: int, note: str = "") -> None: ...
 
 
-_LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "pillow", "numpy", "zarr")
+_LIBRARIES = (
+    "torch",
+    "torchvision",
+    "open_clip_torch",
+    "timm",
+    "pillow",
+    "simplejpeg",
+    "numpy",
+    "zarr",
+)
 _TOPIC = "beamclip-progress"
 _METER_SECONDS = 0.5
 _COUNT = "{task.completed:,}/{task.total:,} {task.fields[unit]}"

@@ -16,13 +16,14 @@ import torch
 from torch.nn import functional as F
 
 from pipeline import durable, runtime
+from pipeline.decode import DecodePolicy, SourceImage, decode
 from pipeline.errors import DataError, SampleError
 from pipeline.options import options, to_mapping
 from pipeline.prompts import PromptFile, prompt_set
 from pipeline.schedule import Schedule, philox_words
 from pipeline.shards import Shard, read_samples
 from pipeline.teacher import Preprocess
-from pipeline.views import DecodePolicy, decode, render_geometry
+from pipeline.views import render_geometry
 
 _log = logging.getLogger(__name__)
 
@@ -66,14 +67,15 @@ def train_tiny_teacher(
 
 def _labelled_images(
     shards: Sequence[Shard], num_classes: int
-) -> tuple[list[np.ndarray], torch.Tensor]:
+) -> tuple[list[SourceImage], torch.Tensor]:
     """Decode every train image into memory."""
     train = [shard for shard in shards if shard.split == "train"]
     policy, images, numbers, skipped = DecodePolicy(), [], [], 0
     for sample in (sample for shard in train for sample in read_samples(shard)):
         try:
             label = sample.label()
-            images.append(decode(sample.image().content, policy))
+            pixels_HW3 = decode(sample.image().content, policy)
+            images.append(SourceImage.of(pixels_HW3))
             numbers.append(label)
         except SampleError as error:
             skipped += 1
@@ -116,7 +118,7 @@ def _build(spec: TinyOptions) -> tuple[Any, Any]:
 def _train(
     model: Any,
     tokenizer: Any,
-    images: list[np.ndarray],
+    images: list[SourceImage],
     labels: torch.Tensor,
     texts_TC: list[list[str]],
     spec: TinyOptions,
@@ -152,12 +154,12 @@ def _train(
 
 
 def _render(
-    images: list[np.ndarray], rows: np.ndarray, schedule: Schedule, epoch: int, size: int
+    images: list[SourceImage], rows: np.ndarray, schedule: Schedule, epoch: int, size: int
 ) -> torch.Tensor:
     """Render one view per row as floats from -1 to 1."""
     views = []
     for row in rows:
-        height, width = images[row].shape[:2]
+        width, height = images[row].width, images[row].height
         params = schedule.params(str(row), epoch, width, height)
         views.append(render_geometry(images[row], [params], size)[0])
     return torch.stack(views).float() / 127.5 - 1

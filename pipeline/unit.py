@@ -16,12 +16,13 @@ import torch
 
 from pipeline import durable, runtime
 from pipeline.cache import layout, writer
+from pipeline.decode import DecodePolicy, SourceImage
 from pipeline.errors import SampleError, ShardError, TeacherError
 from pipeline.photometry import apply_photometry
 from pipeline.schedule import AnySchedule, ViewParams, schedule_from
 from pipeline.shards import Sample, Shard, content_digest, read_samples
 from pipeline.teacher import Teacher, TeacherOptions, load_teacher
-from pipeline.views import DecodePolicy, decode, render_geometry
+from pipeline.views import render_geometry
 
 _NORM_TOLERANCE = 1e-3
 
@@ -170,11 +171,11 @@ def _add_sample(
         image = sample.image()
         offset, size, digest = image.offset, len(image.content), content_digest(image.content)
         label = sample.label()
-        pixels_HW3 = decode(image.content, job.decode)
-        height, width = pixels_HW3.shape[:2]
+        source = SourceImage(image.content, job.decode)
+        width, height = source.width, source.height
         params = [schedule.params(sample.key, view, width, height) for view in views]
         params_VP[:] = params
-        geometry = render_geometry(pixels_HW3, params, teacher.preprocess.size)
+        geometry = render_geometry(source, params, teacher.preprocess.size)
         batch.add(sample.ordinal, geometry, params)
     except SampleError as error:
         rows.skip(sample.ordinal, error.reason, error.detail)

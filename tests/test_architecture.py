@@ -17,7 +17,7 @@ LEVELS = (
     {"errors"},
     {"options", "contracts", "durable", "tar", "yamlfile"},
     {"schedule", "shards", "runtime", "rundir", "teacher", "students", "losses", "ema"},
-    {"photometry", "cache.layout", "cache.scratch", "datasets", "prompts"},
+    {"photometry", "decode", "cache.layout", "cache.scratch", "datasets", "prompts"},
     {"views", "cache.reader", "cache.writer"},
     {
         "anchors",

@@ -12,13 +12,14 @@ import torch
 
 from pipeline.batches import TrainingBatches, ViewBatch, check_cache, eval_batches, plan_epoch
 from pipeline.cache.reader import TargetCache
+from pipeline.decode import DecodePolicy
 from pipeline.errors import CacheMismatchError, ShardError, StudentError
 from pipeline.recipe import load_recipe
 from pipeline.runtime import torch_threads
 from pipeline.schedule import EVAL, Schedule, ViewParams
 from pipeline.shards import Sample, Shard, find_shards, read_samples, write_shards
 from pipeline.unit import resident_teacher
-from pipeline.views import DecodePolicy, render_views
+from pipeline.views import render_views
 from tests.inputs import build, labelled_samples
 
 CPU = torch.device("cpu")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from pipeline.datasets import write_digits, write_folder
+from pipeline.decode import DecodePolicy, decode
 from pipeline.errors import DataError
 from pipeline.shards import Sample, find_shards, read_samples
-from pipeline.views import DecodePolicy, decode
 from tests.inputs import encode, square
 
 

@@ -9,12 +9,12 @@ import torch
 
 from pipeline.cache import layout
 from pipeline.cache.reader import read_manifest
+from pipeline.decode import DecodePolicy
 from pipeline.errors import TeacherError
 from pipeline.schedule import ViewParams
 from pipeline.shards import find_shards
 from pipeline.teacher import TeacherOptions, load_teacher
 from pipeline.unit import UnitJob, _Batch, _Rows, embed_unit
-from pipeline.views import DecodePolicy
 
 
 def ignore(progress: tuple[int, int]) -> None:
