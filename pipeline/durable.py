@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -18,11 +19,14 @@ _passages: Counter[str] = Counter()
 def fault_point(name: str) -> None:
     """Kill this process if a test asked for it here (BEAMCLIP_FAULT_POINT=name[:count]).
 
-    With a count, the first count-1 passages of this process survive.
+    With a count, the first count-1 passages of this process survive; with `hang` for a count, the
+    process stops answering instead.
     """
     wanted, _, count = os.environ.get("BEAMCLIP_FAULT_POINT", "").partition(":")
     if wanted != name:
         return
+    if count == "hang":
+        time.sleep(3600)
     _passages[name] += 1
     if _passages[name] >= int(count or 1):
         os.kill(os.getpid(), signal.SIGKILL)

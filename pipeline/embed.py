@@ -13,6 +13,7 @@ from pipeline import runtime
 from pipeline.anchors import cached_anchors
 from pipeline.cache import layout, writer
 from pipeline.cache.seal import SplitCounts, seal_cache
+from pipeline.conveyor import embed_unit
 from pipeline.decode import DecodePolicy
 from pipeline.errors import BeamclipError, DataError, LossesError
 from pipeline.manifest import agree, plan_manifest
@@ -24,10 +25,11 @@ from pipeline.prompts import (
     load_prompts,
     prompt_set,
 )
+from pipeline.resident import resident_fingerprint, resident_teacher
 from pipeline.schedule import Schedule
 from pipeline.shards import Shard
 from pipeline.teacher import Teacher, TeacherOptions, check_teacher
-from pipeline.unit import UnitJob, UnitReport, embed_unit, resident_fingerprint, resident_teacher
+from pipeline.unit import UnitJob, UnitReport
 
 _log = logging.getLogger(__name__)
 

@@ -29,12 +29,15 @@ def render_views(
     return apply_photometry(geometry, params_VP)
 
 
-def render_geometry(image: SourceImage, params: Sequence[ViewParams], size: int) -> Tensor:
+def render_geometry(
+    image: SourceImage, params: Sequence[ViewParams], size: int, *, out: Tensor | None = None
+) -> Tensor:
     """Crop, resize and flip: uint8 [V,3,S,S], byte-equal wherever the same size is asked for.
 
-    Raises SampleError if the image cannot be decoded.
+    out: where to put the views. Raises SampleError if the image cannot be decoded.
     """
-    views_V3SS = torch.empty((len(params), 3, size, size), dtype=torch.uint8)
+    shape = (len(params), 3, size, size)
+    views_V3SS = torch.empty(shape, dtype=torch.uint8) if out is None else out
     for number, view in enumerate(params):
         pixels_HW3 = image.pixels(decoding_scale(view, image.width, image.height, size))
         two_step = GEOMETRIES[int(view.geometry)] != "crop"

@@ -15,10 +15,10 @@ from pipeline.cache.reader import TargetCache
 from pipeline.decode import DecodePolicy
 from pipeline.errors import CacheMismatchError, ShardError, StudentError
 from pipeline.recipe import load_recipe
+from pipeline.resident import resident_teacher
 from pipeline.runtime import torch_threads
 from pipeline.schedule import EVAL, Schedule, ViewParams
 from pipeline.shards import Sample, Shard, find_shards, read_samples, write_shards
-from pipeline.unit import resident_teacher
 from pipeline.views import render_views
 from tests.inputs import build, labelled_samples
 
