@@ -1,0 +1,41 @@
+"""Runs the benchmarks: python -m benchmarks [NAME..]; prints one table and writes one JSON."""
+
+import importlib
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.measure import Row
+from pipeline import runtime
+
+NAMES = ("host", "device", "space")
+
+
+def main(names: list[str]) -> None:
+    """Run the benchmarks of these names, by default all."""
+    found: dict[str, list[Row]] = {}
+    for name in names or NAMES:
+        print(f"{name}...", file=sys.stderr)
+        found[name] = importlib.import_module(f"benchmarks.{name}").rows()
+    table = Table("what", "median", "least to greatest", "target", "note")
+    for rows in found.values():
+        for item in rows:
+            table.add_row(*item.as_text())
+    Console(width=150).print(table)
+    result = {
+        "commit": runtime.git_commit(),
+        "versions": runtime.versions(),
+        "rows": {name: [asdict(item) for item in rows] for name, rows in found.items()},
+    }
+    path = Path("data/bench.json")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
