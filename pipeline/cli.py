@@ -25,6 +25,9 @@ _recipe = click.option("--recipe", required=True, help="A recipe's name, or a .y
 _set = click.option(
     "--set", "overrides", multiple=True, metavar="A.B=C", help="Override a field of the recipe."
 )
+_prompts = click.option("--prompts", required=True, help="A prompt file's name, or a .yaml file.")
+_sets = click.option("--sets", metavar="A,B", help="Prompt sets.  [default: all of the file]")
+_cache_argument = click.argument("cache", type=_PATH)
 _device = click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:N].")
 _json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
@@ -96,7 +99,7 @@ def teacher() -> None:
 
 @teacher.command("tiny")
 @_shards
-@click.option("--prompts", required=True, help="A prompt file's name, or a .yaml file.")
+@_prompts
 @click.option("--to", "folder", type=_PATH, required=True, help="Folder of the open_clip model.")
 @click.option("--epochs", default=15, show_default=True, type=click.IntRange(1))
 @click.option("--image-px", default=32, show_default=True, type=click.IntRange(32))
@@ -130,6 +133,13 @@ def teacher_tiny(
 @click.option("--cache", type=_PATH, required=True, help="Folder of the cache, new or begun.")
 @_recipe
 @_set
+@click.option("--views", type=click.IntRange(1), help="Views per image.  [default: the recipe's]")
+@click.option("--extend", is_flag=True, help="Add shards or views that the cache lacks.")
+@click.option(
+    "--views-per-unit",
+    type=click.IntRange(1),
+    help="The most views of one unit, which is what a crash may cost.  [default: all of them]",
+)
 @click.option("--workers", default=0, show_default=True, type=click.IntRange(0), help="Processes.")
 @_device
 @_json
@@ -138,19 +148,23 @@ def teacher_cache(
     cache: Path,
     recipe: str,
     overrides: tuple[str, ...],
+    views: int | None,
+    extend: bool,
+    views_per_unit: int | None,
     workers: int,
     device: str,
     as_json: bool,
 ) -> None:
     """Stage one: run the teacher over shards and prompts; leave a sealed cache.
 
-    Run it again after a crash: what is published stays, the rest is made.
+    Run it again after a crash: what is published stays, the rest is made. More shards or views
+    than the cache holds are refused without --extend, which adds them as its next generation.
     """
     from pipeline.embed import build_cache
     from pipeline.recipe import load_recipe
     from pipeline.shards import find_shards
 
-    loaded = load_recipe(recipe, overrides)
+    loaded = load_recipe(recipe, (*overrides, f"views={views}") if views else overrides)
     report = build_cache(
         cache,
         find_shards(shards),
@@ -158,8 +172,78 @@ def teacher_cache(
         recipe=loaded.resolved(),
         workers=workers,
         device=device,
+        extend=extend,
+        views_per_unit=views_per_unit,
     )
     _emit(report.as_mapping(), as_json, lambda _: report.text())
+
+
+@main.group()
+def anchors() -> None:
+    """Add prompt sets to a cache, and look at those it has. No image is embedded."""
+
+
+@anchors.command("add")
+@_cache_argument
+@_prompts
+@_sets
+@click.option("--teacher", type=_PATH, help="The teacher's folder, if it has moved.")
+@_device
+@_json
+def anchors_add(
+    cache: Path, prompts: str, sets: str | None, teacher: Path | None, device: str, as_json: bool
+) -> None:
+    """Embed prompt sets with the text tower of the cache's teacher; a seal stays valid."""
+    from pipeline.texts import add_anchors
+
+    added = add_anchors(cache, prompts, _names(sets), device=device, teacher_folder=teacher)
+    _emit(
+        {"cache": str(cache), "added": added},
+        as_json,
+        lambda _: "\n".join(f"{n}: {'added' if new else 'there'}" for n, new in added.items()),
+    )
+
+
+@anchors.command("list")
+@_cache_argument
+@_json
+def anchors_list(cache: Path, as_json: bool) -> None:
+    """List the prompt sets of a cache."""
+    from pipeline.anchors import list_anchors
+
+    found = list_anchors(cache)
+    _emit(
+        {"anchors": [item.as_mapping() for item in found]},
+        as_json,
+        lambda _: "\n".join(item.line() for item in found) or "no anchors",
+    )
+
+
+@anchors.command("show")
+@_cache_argument
+@click.argument("name")
+@_json
+def anchors_show(cache: Path, name: str, as_json: bool) -> None:
+    """Show a prompt set: classes, templates, tokens, and the classes it tells apart worst."""
+    from pipeline.anchors import show_anchors
+
+    found = show_anchors(cache, name)
+    _emit(found.as_mapping(), as_json, lambda _: found.text())
+
+
+@anchors.command("check")
+@_cache_argument
+@_prompts
+@_sets
+@_json
+def anchors_check(cache: Path, prompts: str, sets: str | None, as_json: bool) -> None:
+    """Hold a prompt file against the cached anchors, and against the labels of a sealed cache."""
+    from pipeline.anchors import check_anchors
+    from pipeline.prompts import load_prompts
+
+    result = check_anchors(cache, load_prompts(prompts), _names(sets))
+    labels = "labels too" if result["labels_checked"] else "no labels: the cache is not sealed"
+    _emit(result, as_json, lambda r: f"{', '.join(r['checked'])}: as cached ({labels})")
 
 
 @main.command("train-student")
@@ -170,6 +254,11 @@ def teacher_cache(
 @click.option("--model", help="A student: rn18, rn50 or any timm name.  [default: the recipe's]")
 @click.option("--run", "run_path", type=_PATH, required=True, help="Folder for the run.")
 @click.option("--resume", is_flag=True, help="Go on if the folder holds a run; else begin.")
+@click.option(
+    "--generation",
+    type=click.IntRange(0),
+    help="Of a cache that has grown.  [default: the resumed run's, else the newest]",
+)
 @click.option("--workers", default=0, show_default=True, type=click.IntRange(0), help="Loaders.")
 @_device
 @_json
@@ -181,6 +270,7 @@ def train_student(
     model: str | None,
     run_path: Path,
     resume: bool,
+    generation: int | None,
     workers: int,
     device: str,
     as_json: bool,
@@ -193,7 +283,14 @@ def train_student(
     chosen = (*overrides, f"student.model={model}") if model else overrides
     loaded = load_recipe(recipe, chosen)
     metrics = stage_two.train(
-        loaded, cache, find_shards(shards), run_path, resume=resume, workers=workers, device=device
+        loaded,
+        cache,
+        find_shards(shards),
+        run_path,
+        resume=resume,
+        workers=workers,
+        device=device,
+        generation=generation,
     )
     _emit(
         {"run": str(run_path), **metrics},
@@ -223,9 +320,14 @@ def probe(
     from pipeline import stage_two
     from pipeline.tables import score_table
 
-    chosen = probes.split(",") if probes else None
-    scores = stage_two.probe(run_path, cache, shards, probes=chosen, workers=workers, device=device)
+    scores = stage_two.probe(
+        run_path, cache, shards, probes=_names(probes), workers=workers, device=device
+    )
     _emit(scores, as_json, score_table)
+
+
+def _names(listed: str | None) -> list[str] | None:
+    return listed.split(",") if listed else None
 
 
 def _print_shards(paths: list[Path], as_json: bool) -> None:
