@@ -1,6 +1,5 @@
 """Decides what a cache is made from; refuses to go on with one that was made from other things."""
 
-import contextlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -95,19 +94,28 @@ def agree(
     Raises CacheMismatchError listing each field with its old and new value.
     """
     while True:
-        with contextlib.suppress(FileExistsError):  # another writer was first: agree with that
-            return _agree_once(cache, plan, shards, extend)
+        known = layout.generations(cache)
+        try:
+            return _agree_once(cache, known, plan, shards, extend)
+        except FileExistsError:
+            if layout.generations(cache) == known:
+                raise
+            # Another writer was first: agree with what that wrote.
 
 
 def _agree_once(
-    cache: Path, plan: Mapping[str, Any], shards: Sequence[Shard], extend: bool
+    cache: Path,
+    known: Sequence[int],
+    plan: Mapping[str, Any],
+    shards: Sequence[Shard],
+    extend: bool,
 ) -> Agreed:
-    known = [read_manifest(cache, number) for number in layout.generations(cache)]
     if not known:
         writer.create_manifest(cache, plan)
         return Agreed(dict(plan), published_units(cache, plan), newest=0)
-    newest = known[-1]
-    asked = next((old for old in reversed(known) if not _changed_splits(old, plan)), None)
+    manifests = [read_manifest(cache, number) for number in known]
+    newest = manifests[-1]
+    asked = next((old for old in reversed(manifests) if not _changed_splits(old, plan)), None)
     if changed := _changed_fields(newest, plan):
         splits = [] if asked else _changed_splits(newest, plan)
         raise CacheMismatchError(_made_from_else(cache), [*changed, *splits])

@@ -353,6 +353,15 @@ def test_a_lost_manifest_is_never_replaced_by_another(
         build(cache_copy, shards_dir, recipe_file)
 
 
+def test_a_file_in_the_place_of_the_manifests_is_an_error(
+    tmp_path: Path, shards_dir: Path, recipe_file: Path
+) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "manifest").write_text("in the way")
+    with pytest.raises(OSError, match="manifest"):
+        build(tmp_path / "cache", shards_dir, recipe_file)
+
+
 def test_anchors_of_another_teacher_are_refused(
     cache_copy: Path, shards_dir: Path, recipe_file: Path, tmp_path: Path
 ) -> None:
