@@ -1,35 +1,23 @@
 """The command line: parses, calls one stage function, prints. Stages are imported in commands."""
 
-import json
 import logging
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from pipeline import __version__
+from pipeline.cli_anchors import anchors
+from pipeline.cli_options import PATH as _PATH
+from pipeline.cli_options import device_option as _device
+from pipeline.cli_options import emit as _emit
+from pipeline.cli_options import json_option as _json
+from pipeline.cli_options import recipe_option as _recipe
+from pipeline.cli_options import set_option as _set
+from pipeline.cli_options import shards_option as _shards
 from pipeline.errors import BeamclipError
-
-_PATH = click.Path(path_type=Path)
-_shards = click.option(
-    "--shards",
-    multiple=True,
-    required=True,
-    metavar="PATTERN",
-    help="Tars, a folder of tars, a glob, a {000..100} range, @list-file or SPLIT=PATTERN.",
-)
-_recipe = click.option("--recipe", required=True, help="A recipe's name, or a .yaml file.")
-_set = click.option(
-    "--set", "overrides", multiple=True, metavar="A.B=C", help="Override a field of the recipe."
-)
-_prompts = click.option("--prompts", required=True, help="A prompt file's name, or a .yaml file.")
-_sets = click.option("--sets", metavar="A,B", help="Prompt sets.  [default: all of the file]")
-_cache_argument = click.argument("cache", type=_PATH)
-_device = click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:N].")
-_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 
 class _Commands(click.Group):
@@ -99,7 +87,7 @@ def teacher() -> None:
 
 @teacher.command("tiny")
 @_shards
-@_prompts
+@click.option("--prompts", required=True, help="A prompt file's name, or a .yaml file.")
 @click.option("--to", "folder", type=_PATH, required=True, help="Folder of the open_clip model.")
 @click.option("--epochs", default=15, show_default=True, type=click.IntRange(1))
 @click.option("--image-px", default=32, show_default=True, type=click.IntRange(32))
@@ -178,74 +166,6 @@ def teacher_cache(
     _emit(report.as_mapping(), as_json, lambda _: report.text())
 
 
-@main.group()
-def anchors() -> None:
-    """Add prompt sets to a cache, and look at those it has. No image is embedded."""
-
-
-@anchors.command("add")
-@_cache_argument
-@_prompts
-@_sets
-@click.option("--teacher", type=_PATH, help="The teacher's folder, if it has moved.")
-@_device
-@_json
-def anchors_add(
-    cache: Path, prompts: str, sets: str | None, teacher: Path | None, device: str, as_json: bool
-) -> None:
-    """Embed prompt sets with the text tower of the cache's teacher; a seal stays valid."""
-    from pipeline.texts import add_anchors
-
-    added = add_anchors(cache, prompts, _names(sets), device=device, teacher_folder=teacher)
-    _emit(
-        {"cache": str(cache), "added": added},
-        as_json,
-        lambda _: "\n".join(f"{n}: {'added' if new else 'there'}" for n, new in added.items()),
-    )
-
-
-@anchors.command("list")
-@_cache_argument
-@_json
-def anchors_list(cache: Path, as_json: bool) -> None:
-    """List the prompt sets of a cache."""
-    from pipeline.anchors import list_anchors
-
-    found = list_anchors(cache)
-    _emit(
-        {"anchors": [item.as_mapping() for item in found]},
-        as_json,
-        lambda _: "\n".join(item.line() for item in found) or "no anchors",
-    )
-
-
-@anchors.command("show")
-@_cache_argument
-@click.argument("name")
-@_json
-def anchors_show(cache: Path, name: str, as_json: bool) -> None:
-    """Show a prompt set: classes, templates, tokens, and the classes it tells apart worst."""
-    from pipeline.anchors import show_anchors
-
-    found = show_anchors(cache, name)
-    _emit(found.as_mapping(), as_json, lambda _: found.text())
-
-
-@anchors.command("check")
-@_cache_argument
-@_prompts
-@_sets
-@_json
-def anchors_check(cache: Path, prompts: str, sets: str | None, as_json: bool) -> None:
-    """Hold a prompt file against the cached anchors, and against the labels of a sealed cache."""
-    from pipeline.anchors import check_anchors
-    from pipeline.prompts import load_prompts
-
-    result = check_anchors(cache, load_prompts(prompts), _names(sets))
-    labels = "labels too" if result["labels_checked"] else "no labels: the cache is not sealed"
-    _emit(result, as_json, lambda r: f"{', '.join(r['checked'])}: as cached ({labels})")
-
-
 @main.command("train-student")
 @click.option("--cache", type=_PATH, required=True, help="A sealed cache.")
 @_shards
@@ -320,14 +240,9 @@ def probe(
     from pipeline import stage_two
     from pipeline.tables import score_table
 
-    scores = stage_two.probe(
-        run_path, cache, shards, probes=_names(probes), workers=workers, device=device
-    )
+    chosen = probes.split(",") if probes else None
+    scores = stage_two.probe(run_path, cache, shards, probes=chosen, workers=workers, device=device)
     _emit(scores, as_json, score_table)
-
-
-def _names(listed: str | None) -> list[str] | None:
-    return listed.split(",") if listed else None
 
 
 def _print_shards(paths: list[Path], as_json: bool) -> None:
@@ -335,8 +250,7 @@ def _print_shards(paths: list[Path], as_json: bool) -> None:
     _emit({"shards": names}, as_json, lambda _: f"{len(names)} shards in {paths[0].parent}")
 
 
-def _emit(result: dict[str, Any], as_json: bool, text: Callable[[dict[str, Any]], str]) -> None:
-    click.echo(json.dumps(result, indent=1) if as_json else text(result))
+main.add_command(anchors)
 
 
 if __name__ == "__main__":

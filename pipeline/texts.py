@@ -16,7 +16,7 @@ from pipeline.cache.reader import read_manifest
 from pipeline.errors import CacheMismatchError, DataError
 from pipeline.options import differences
 from pipeline.prompts import PromptSet, load_prompts, prompt_set
-from pipeline.teacher import LOCAL_DIR, Teacher, TeacherOptions, check_teacher, load_teacher
+from pipeline.teacher import HF_HUB, LOCAL_DIR, Teacher, TeacherOptions, check_teacher, load_teacher
 
 
 def add_anchors(
@@ -25,15 +25,15 @@ def add_anchors(
     names: Sequence[str] | None = None,
     *,
     device: str = "auto",
-    teacher_folder: Path | None = None,
+    teacher: str | None = None,
 ) -> dict[str, bool]:
     """Embed the sets of a prompt file that a cache lacks; return whether each was added.
 
-    names: of the file's sets, by default all. teacher_folder: where the folder of the manifest's
-    teacher lies, if it has moved. Only anchors/ is written to; the images are not needed, and a
-    sealed cache stays sealed. Raises CacheMismatchError if the teacher at hand is not the
-    manifest's, or if under a set's name the cache has other texts; DataError for the prompt file;
-    CacheError while stage one writes to the cache.
+    names: of the file's sets, by default all. teacher: the model to load, if the manifest's teacher
+    has moved. Only anchors/ is written to; no image is read, and a sealed cache stays sealed.
+    Raises CacheMismatchError if the teacher at hand is not the manifest's, or if under a set's name
+    the cache has other texts; DataError for the prompt file; CacheError while another process
+    writes to the cache.
     """
     prompts = load_prompts(prompts_file)
     sets = [prompt_set(prompts, name) for name in names or prompts.prompt_sets]
@@ -42,9 +42,9 @@ def add_anchors(
         writer.sweep(cache)
         lacking = [item for item in sets if not _is_cached(cache, manifest, item)]
         if lacking:
-            teacher = _teacher_of(cache, manifest, device, teacher_folder)
+            loaded = _teacher_of(cache, manifest, device, teacher)
             for item in lacking:
-                embed_prompt_set(cache, teacher, manifest, item)
+                embed_prompt_set(cache, loaded, manifest, item)
     return {item.name: item in lacking for item in sets}
 
 
@@ -87,13 +87,14 @@ def _is_cached(cache: Path, manifest: Mapping[str, Any], prompts: PromptSet) -> 
 
 
 def _teacher_of(
-    cache: Path, manifest: Mapping[str, Any], device: str, folder: Path | None
+    cache: Path, manifest: Mapping[str, Any], device: str, moved: str | None
 ) -> Teacher:
     """Load the manifest's teacher; raises CacheMismatchError if it is another by now."""
     named, batch = manifest["teacher"], manifest["batch"]
+    model = moved or named["model"]
     spec = TeacherOptions(
-        model=f"{LOCAL_DIR}{folder}" if folder else named["model"],
-        pretrained=None if folder else named["pretrained"],
+        model=model,
+        pretrained=None if model.startswith((LOCAL_DIR, HF_HUB)) else named["pretrained"],
         precision=named["precision"],
         batch_size=batch["size"],
         threads=batch["threads"],
@@ -103,7 +104,7 @@ def _teacher_of(
     found = teacher.fingerprint()
     if layout.teacher_digest(found) != layout.teacher_digest(named):
         raise CacheMismatchError(
-            f"the teacher {spec.model} is not the one that {cache} was made with; anchors of two "
+            f"the teacher {model} is not the one that {cache} was made with; anchors of two "
             "teachers cannot be compared, nothing was touched:",
             differences({"teacher": named}, {"teacher": found}),
         )

@@ -36,6 +36,8 @@ LEVELS = (
     {"embed", "train", "evaluate"},
     {"recipe"},
     {"stage_two", "tables"},
+    {"cli_options"},
+    {"cli_anchors"},
     {"cli"},
 )
 UNLEVELLED = {"", "cache"}  # empty packages: a docstring and nothing else

@@ -68,11 +68,9 @@ def test_only_the_sets_asked_for_are_added_and_those_there_stay(
         read_anchors(cache_copy, "more-one")
 
 
-def test_nothing_to_add_needs_no_teacher(
-    cache_copy: Path, recipe_file: Path, teacher_dir: Path, tmp_path: Path
-) -> None:
+def test_nothing_to_add_needs_no_teacher(cache_copy: Path, recipe_file: Path) -> None:
     file = str(recipe_file.with_name("shapes-prompts.yaml"))
-    added = add_anchors(cache_copy, file, device="cpu", teacher_folder=tmp_path / "nowhere")
+    added = add_anchors(cache_copy, file, device="cpu", teacher="local-dir:/nowhere")
     assert added == {"shapes-context": False, "shapes-plain": False}
 
 
@@ -80,7 +78,7 @@ def test_another_teacher_is_refused_by_its_digest(cache_copy: Path, tmp_path: Pa
     other = make_teacher(tmp_path / "other", seed=1)
     before = tree_stamps(cache_copy)
     with pytest.raises(CacheMismatchError, match=r"teacher\.weights_sha256"):
-        add_anchors(cache_copy, prompt_file(tmp_path), device="cpu", teacher_folder=other)
+        add_anchors(cache_copy, prompt_file(tmp_path), device="cpu", teacher=f"local-dir:{other}")
     assert tree_stamps(cache_copy) == before
 
 
@@ -94,7 +92,7 @@ def test_a_teacher_that_moved_is_found_where_it_is_said_to_be(
     file = prompt_file(tmp_path)
     with pytest.raises(TeacherError, match="no teacher in"):
         add_anchors(cache, file, device="cpu")
-    added = add_anchors(cache, file, device="cpu", teacher_folder=tmp_path / "second")
+    added = add_anchors(cache, file, device="cpu", teacher=f"local-dir:{tmp_path}/second")
     assert added == {"more-plain": True}
 
 

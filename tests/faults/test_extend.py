@@ -13,10 +13,11 @@ import pytest
 from pipeline.cache import layout
 from pipeline.cache.reader import TargetCache, read_manifest
 from pipeline.embed import CacheReport, build_cache
-from pipeline.errors import CacheError, CacheMismatchError
+from pipeline.errors import CacheError, CacheMismatchError, LossesError
 from pipeline.manifest import agree
 from pipeline.recipe import load_recipe
 from pipeline.shards import find_shards
+from tests.faults.law import check_law
 from tests.faults.test_crash import run_stage_one
 from tests.inputs import build
 from tests.trees import tree_digests, tree_stamps
@@ -244,14 +245,14 @@ def test_growing_goes_on_after_kill_9(
     with pytest.raises(CacheError, match=r"not sealed.*generation 0 is sealed"):
         TargetCache.open(cache_copy)
     assert len(TargetCache.open(cache_copy, generation=0)) == 24
+    assert check_law(cache_copy, tars=more_shards.glob("*.tar")).missing
     again = run_stage_one(*command)  # the generation is planned: it needs no --extend
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["generation"] == 1
     after = tree_stamps(cache_copy)
     assert {name: after[name] for name in before} == before
-    assert tree_digests(cache_copy, "units", "anchors") == tree_digests(
-        grown_cache, "units", "anchors"
-    )
+    law = check_law(cache_copy, exit_code=0, tars=more_shards.glob("*.tar"))
+    assert law.arrays == check_law(grown_cache).arrays
     assert TargetCache.open(cache_copy).digest == TargetCache.open(grown_cache).digest
 
 
@@ -272,6 +273,7 @@ def test_a_cache_that_was_never_finished_may_grow(
     shutil.rmtree(cache_copy / "units" / "train-000001.mild.v0-1")
     build(cache_copy, one_more, recipe_file, extend=True)
     assert [len(TargetCache.open(cache_copy, generation=g)) for g in (0, 1)] == [24, 30]
+    check_law(cache_copy, exit_code=0, tars=one_more.glob("*.tar"))
 
 
 @pytest.mark.parametrize("former", [True, False])
@@ -289,6 +291,7 @@ def test_a_lost_unit_of_both_generations_is_made_again_by_either_command(
     else:
         build(grown_copy, more_shards, recipe_file, "views=4")
     assert tree_digests(grown_copy, "units", "index") == before
+    check_law(grown_copy, exit_code=0, tars=more_shards.glob("*.tar"))
 
 
 def test_no_generation_with_a_lost_unit_stays_sealed(
@@ -299,8 +302,10 @@ def test_no_generation_with_a_lost_unit_stays_sealed(
     shards = Path(shutil.copytree(shards_dir, tmp_path / "cut"))
     path = shards / "test-000000.tar"
     path.write_bytes(path.read_bytes()[:20_000])
-    failed = run_stage_one(grown_copy, shards, recipe_file)
-    assert failed.returncode == 3, failed.stderr
+    with pytest.raises(LossesError, match="1 of 5 units failed"):
+        build(grown_copy, shards, recipe_file)
+    law = check_law(grown_copy, exit_code=3, tars=shards_dir.glob("*.tar"))
+    assert law.missing == {"test-000000.eval.v0-0"}
     for generation in (0, 1):
         with pytest.raises(CacheError, match="not sealed"):
             TargetCache.open(grown_copy, generation=generation)
