@@ -37,16 +37,22 @@ print(opened - began, time.perf_counter() - opened, len(plan))
 
 
 def measure(folder: Path, units: int, repeats: int) -> dict[str, Any]:
-    """Make a cache in `folder`; return seconds of making, of a no-op, of opening, of planning."""
+    """Make a cache in `folder`; return seconds of making, of a no-op, of opening, of planning.
+
+    A no-op is the whole command; `import_seconds` is its share for torch and open_clip.
+    """
     command = _stage_one(folder, units)
     made = json.loads(_run(command))
     assert made["units"] == made["made"] == units, made
-    no_ops, opens, plans = [], [], []
+    no_ops, imports, opens, plans = [], [], [], []
     for _ in range(repeats):
         began = time.perf_counter()
         again = json.loads(_run(command))
         no_ops.append(time.perf_counter() - began)
         assert again["made"] == 0
+        began = time.perf_counter()
+        _run([sys.executable, "-c", "import torch, open_clip"])
+        imports.append(time.perf_counter() - began)
         opened, planned, steps = _run([sys.executable, "-c", _OPEN, str(folder / "cache")]).split()
         assert int(steps) > 0
         opens.append(float(opened))
@@ -56,6 +62,7 @@ def measure(folder: Path, units: int, repeats: int) -> dict[str, Any]:
         "samples": sum(count["seen"] for count in made["counts"].values()),
         "made_seconds": made["seconds"],
         "no_op_seconds": _spread(no_ops),
+        "import_seconds": _spread(imports),
         "open_seconds": _spread(opens),
         "plan_seconds": _spread(plans),
     }
