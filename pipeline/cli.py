@@ -1,32 +1,23 @@
 """The command line: parses, calls one stage function, prints. Stages are imported in commands."""
 
-import json
 import logging
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from pipeline import __version__
+from pipeline.cli_anchors import anchors
+from pipeline.cli_options import PATH as _PATH
+from pipeline.cli_options import device_option as _device
+from pipeline.cli_options import emit as _emit
+from pipeline.cli_options import json_option as _json
+from pipeline.cli_options import recipe_option as _recipe
+from pipeline.cli_options import set_option as _set
+from pipeline.cli_options import shards_option as _shards
 from pipeline.errors import BeamclipError
-
-_PATH = click.Path(path_type=Path)
-_shards = click.option(
-    "--shards",
-    multiple=True,
-    required=True,
-    metavar="PATTERN",
-    help="Tars, a folder of tars, a glob, a {000..100} range, @list-file or SPLIT=PATTERN.",
-)
-_recipe = click.option("--recipe", required=True, help="A recipe's name, or a .yaml file.")
-_set = click.option(
-    "--set", "overrides", multiple=True, metavar="A.B=C", help="Override a field of the recipe."
-)
-_device = click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:N].")
-_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 
 class _Commands(click.Group):
@@ -130,6 +121,13 @@ def teacher_tiny(
 @click.option("--cache", type=_PATH, required=True, help="Folder of the cache, new or begun.")
 @_recipe
 @_set
+@click.option("--views", type=click.IntRange(1), help="Views per image.  [default: the recipe's]")
+@click.option("--extend", is_flag=True, help="Add shards or views that the cache lacks.")
+@click.option(
+    "--views-per-unit",
+    type=click.IntRange(1),
+    help="The most views of one unit, which is what a crash may cost.  [default: all of them]",
+)
 @click.option("--workers", default=0, show_default=True, type=click.IntRange(0), help="Processes.")
 @_device
 @_json
@@ -138,19 +136,23 @@ def teacher_cache(
     cache: Path,
     recipe: str,
     overrides: tuple[str, ...],
+    views: int | None,
+    extend: bool,
+    views_per_unit: int | None,
     workers: int,
     device: str,
     as_json: bool,
 ) -> None:
     """Stage one: run the teacher over shards and prompts; leave a sealed cache.
 
-    Run it again after a crash: what is published stays, the rest is made.
+    Run it again after a crash: what is published stays, the rest is made. More shards or views
+    than the cache holds are refused without --extend, which adds them as its next generation.
     """
     from pipeline.embed import build_cache
     from pipeline.recipe import load_recipe
     from pipeline.shards import find_shards
 
-    loaded = load_recipe(recipe, overrides)
+    loaded = load_recipe(recipe, (*overrides, f"views={views}") if views else overrides)
     report = build_cache(
         cache,
         find_shards(shards),
@@ -158,6 +160,8 @@ def teacher_cache(
         recipe=loaded.resolved(),
         workers=workers,
         device=device,
+        extend=extend,
+        views_per_unit=views_per_unit,
     )
     _emit(report.as_mapping(), as_json, lambda _: report.text())
 
@@ -170,6 +174,11 @@ def teacher_cache(
 @click.option("--model", help="A student: rn18, rn50 or any timm name.  [default: the recipe's]")
 @click.option("--run", "run_path", type=_PATH, required=True, help="Folder for the run.")
 @click.option("--resume", is_flag=True, help="Go on if the folder holds a run; else begin.")
+@click.option(
+    "--generation",
+    type=click.IntRange(0),
+    help="Of a cache that has grown.  [default: the resumed run's, else the newest]",
+)
 @click.option("--workers", default=0, show_default=True, type=click.IntRange(0), help="Loaders.")
 @_device
 @_json
@@ -181,6 +190,7 @@ def train_student(
     model: str | None,
     run_path: Path,
     resume: bool,
+    generation: int | None,
     workers: int,
     device: str,
     as_json: bool,
@@ -193,7 +203,14 @@ def train_student(
     chosen = (*overrides, f"student.model={model}") if model else overrides
     loaded = load_recipe(recipe, chosen)
     metrics = stage_two.train(
-        loaded, cache, find_shards(shards), run_path, resume=resume, workers=workers, device=device
+        loaded,
+        cache,
+        find_shards(shards),
+        run_path,
+        resume=resume,
+        workers=workers,
+        device=device,
+        generation=generation,
     )
     _emit(
         {"run": str(run_path), **metrics},
@@ -233,8 +250,7 @@ def _print_shards(paths: list[Path], as_json: bool) -> None:
     _emit({"shards": names}, as_json, lambda _: f"{len(names)} shards in {paths[0].parent}")
 
 
-def _emit(result: dict[str, Any], as_json: bool, text: Callable[[dict[str, Any]], str]) -> None:
-    click.echo(json.dumps(result, indent=1) if as_json else text(result))
+main.add_command(anchors)
 
 
 if __name__ == "__main__":

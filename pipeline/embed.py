@@ -1,5 +1,6 @@
 """Stage one: streams shards through the teacher and leaves a sealed cache of targets."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -7,16 +8,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pipeline import runtime
-from pipeline.anchors import cached_anchors
 from pipeline.cache import layout, writer
+from pipeline.cache.reader import read_manifest
 from pipeline.cache.seal import SplitCounts, seal_cache
 from pipeline.conveyor import embed_unit
 from pipeline.decode import DecodePolicy
-from pipeline.errors import BeamclipError, DataError, LossesError
-from pipeline.manifest import agree, plan_manifest
+from pipeline.errors import BeamclipError, LossesError
+from pipeline.manifest import Published, agree, plan_manifest, published_units
 from pipeline.options import options
 from pipeline.prompts import (
     PromptOptions,
@@ -28,7 +27,8 @@ from pipeline.prompts import (
 from pipeline.resident import resident_fingerprint, resident_teacher
 from pipeline.schedule import Schedule
 from pipeline.shards import Shard
-from pipeline.teacher import Teacher, TeacherOptions, check_teacher
+from pipeline.teacher import TeacherOptions, check_teacher
+from pipeline.texts import embed_prompt_set
 from pipeline.unit import UnitJob, UnitReport
 
 _log = logging.getLogger(__name__)
@@ -48,9 +48,11 @@ class CacheOptions:
 
 @dataclass
 class CacheReport:
-    """What one run of stage one did; counts are of the whole cache."""
+    """What one run of stage one did; counts are of the whole generation."""
 
     cache: str
+    generation: int
+    newest_generation: int  # a cache that has grown since holds more than was asked for
     units: int
     made: int
     views: int
@@ -71,6 +73,11 @@ class CacheReport:
         for split, count in self.counts.items():
             reasons = "".join(f", {reason} {n}" for reason, n in count.reasons.most_common())
             lines.append(f"  {split}: {count.seen} samples, {count.skipped} skipped{reasons}")
+        if self.newest_generation > self.generation:
+            lines.append(
+                f"  this is generation {self.generation}, as was asked for; the cache has grown to "
+                f"generation {self.newest_generation} since"
+            )
         return "\n".join(lines)
 
 
@@ -82,13 +89,17 @@ def build_cache(
     recipe: Mapping[str, Any],
     workers: int = 0,
     device: str = "auto",
+    extend: bool = False,
+    views_per_unit: int | None = None,
 ) -> CacheReport:
     """Make, or go on making, the cache of these shards; publish units, anchors and the seal.
 
-    workers: 0 works in this process, else that many dask processes. Raises CacheMismatchError if
-    the cache was made from something else, DataError or TeacherError before anything is written,
-    LossesError if units failed or too many samples were
-    skipped: the rest is published all the same, and a rerun redoes only what is missing.
+    workers: 0 works in this process, else that many dask processes. extend: add what a begun cache
+    lacks as its next generation. views_per_unit: the most views of one unit, by default all; units
+    that a begun cache has planned keep their views. Raises CacheMismatchError if the cache was made
+    from something else, DataError or TeacherError before anything is written, LossesError if units
+    failed or too many samples were skipped: the rest is published all the same, and a rerun redoes
+    only what is missing.
     """
     began = time.monotonic()
     sets = _prompt_sets(spec.prompts, shards)
@@ -96,17 +107,20 @@ def build_cache(
     writer.check_place(cache)
     with writer.exclusive(cache):
         writer.sweep(cache)
-        plan = _plan(shards, spec, device, recipe)
-        manifest = agree(cache, plan, shards)
+        plan = _plan(shards, spec, device, recipe, views_per_unit)
+        agreed = agree(cache, plan, shards, extend=extend)
+        manifest = agreed.manifest
         for item in sets:
             embed_prompt_set(cache, resident_teacher(spec.teacher, device), manifest, item)
-        jobs = _missing(cache, manifest, shards, spec, device)
-        if jobs:
-            writer.unseal(cache, manifest["generation"])
+        jobs = _missing(cache, manifest, agreed.published, shards, spec, device)
+        _unseal(cache, jobs)
         done = _run(jobs, manifest, workers, spec.teacher.threads)
         counts = seal_cache(cache, manifest, spec.max_skip_fraction)
+        _seal_others(cache, manifest["generation"], spec.max_skip_fraction)
     return CacheReport(
         cache=str(cache),
+        generation=manifest["generation"],
+        newest_generation=agreed.newest,
         units=len(layout.planned_units(manifest)),
         made=len(done),
         views=sum(report.views for report in done),
@@ -114,50 +128,6 @@ def build_cache(
         anchors=[item.name for item in sets],
         counts=counts,
     )
-
-
-def embed_prompt_set(
-    cache: Path, teacher: Teacher, manifest: Mapping[str, Any], prompts: PromptSet
-) -> bool:
-    """Publish a prompt set's anchors: per class the mean over templates, normalised.
-
-    Returns False if the cache has it already; raises CacheMismatchError if under that name it has
-    other texts, DataError for texts that the teacher would cut.
-    """
-    if (cache / "anchors" / prompts.name / "zarr.json").exists():
-        cached_anchors(cache, manifest, prompts)
-        return False
-    token_counts = _count_tokens(teacher, prompts)
-    embeddings_CD = np.stack(
-        [teacher.embed_texts(texts).numpy().mean(axis=0) for texts in prompts.texts]
-    )
-    embeddings_CD /= np.linalg.norm(embeddings_CD, axis=1, keepdims=True)
-    if not np.isfinite(embeddings_CD).all():
-        raise DataError(f"prompt set {prompts.name}: the teacher gave a vector that is not finite")
-    arrays = {
-        "embeddings": embeddings_CD.astype(np.float32),
-        "class_names": np.array(prompts.class_names, dtype=object),
-        "texts": np.array(prompts.texts, dtype=object),
-        "token_counts": token_counts,
-    }
-    attributes = {
-        "templates": list(prompts.templates),
-        "teacher": layout.teacher_digest(manifest["teacher"]),
-    }
-    return writer.publish_anchors(cache, prompts.name, arrays, attributes)
-
-
-def _count_tokens(teacher: Teacher, prompts: PromptSet) -> np.ndarray:
-    """Count tokens per text, int32 [C,T]; a text that would be cut silently is an error."""
-    counts = [[teacher.count_tokens(text) for text in texts] for texts in prompts.texts]
-    for texts, row in zip(prompts.texts, counts, strict=True):
-        for text, count in zip(texts, row, strict=True):
-            if count > teacher.max_tokens:
-                raise DataError(
-                    f"prompt set {prompts.name}: {text[:60]!r}... has {count} tokens, the teacher "
-                    f"reads {teacher.max_tokens}: shorten the description"
-                )
-    return np.array(counts, np.int32)
 
 
 def _prompt_sets(spec: PromptOptions, shards: Sequence[Shard]) -> list[PromptSet]:
@@ -170,7 +140,11 @@ def _prompt_sets(spec: PromptOptions, shards: Sequence[Shard]) -> list[PromptSet
 
 
 def _plan(
-    shards: Sequence[Shard], spec: CacheOptions, device: str, recipe: Mapping[str, Any]
+    shards: Sequence[Shard],
+    spec: CacheOptions,
+    device: str,
+    recipe: Mapping[str, Any],
+    views_per_unit: int | None,
 ) -> dict[str, Any]:
     batch = {
         "size": spec.teacher.batch_size,
@@ -178,12 +152,22 @@ def _plan(
         "device": runtime.pick_device(device).type,
     }
     teacher = resident_fingerprint(spec.teacher, device)
-    return plan_manifest(shards, teacher, batch, spec.schedule, spec.views, spec.decode, recipe)
+    return plan_manifest(
+        shards,
+        teacher,
+        batch,
+        spec.schedule,
+        spec.views,
+        spec.decode,
+        recipe,
+        views_per_unit=views_per_unit,
+    )
 
 
 def _missing(
     cache: Path,
     manifest: Mapping[str, Any],
+    published: Published,
     shards: Sequence[Shard],
     spec: CacheOptions,
     device: str,
@@ -193,7 +177,7 @@ def _missing(
     by_name = {(shard.split, shard.name): shard for shard in shards}
     jobs = []
     for unit in layout.planned_units(manifest):
-        if layout.unit_attributes(cache, unit, fingerprint) is not None:
+        if unit in published:
             continue
         if (cache / "units" / unit.name).exists():
             writer.drop_unit(cache, unit.name)
@@ -211,6 +195,25 @@ def _missing(
             )
         )
     return jobs
+
+
+def _unseal(cache: Path, jobs: Sequence[UnitJob]) -> None:
+    """Take away the seal of every generation that lacks a unit which is to be made."""
+    missing = {job.unit for job in jobs}
+    for number in layout.generations(cache) if jobs else []:
+        if not missing.isdisjoint(layout.planned_units(read_manifest(cache, number))):
+            writer.unseal(cache, number)
+
+
+def _seal_others(cache: Path, generation: int, max_skip_fraction: float) -> None:
+    """Seal what else is complete: generations share units, and runs are pinned to one each."""
+    for number in layout.generations(cache):
+        if number == generation or layout.is_sealed(cache, number):
+            continue
+        manifest = read_manifest(cache, number)
+        if len(published_units(cache, manifest)) == len(layout.planned_units(manifest)):
+            with contextlib.suppress(LossesError):  # its skips stop its own command alone
+                seal_cache(cache, manifest, max_skip_fraction)
 
 
 def _run(

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, dataclass_transform, get_args
 from pipeline.errors import RecipeError
 
 T = TypeVar("T")
+ABSENT = "(absent)"  # stands in a list of differences for a field that one side lacks
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -70,13 +71,12 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
-    """List (dotted field, old, new) wherever two nested values differ; absent is '(absent)'."""
+    """List (dotted field, old, new) wherever two nested values differ; absent is ABSENT."""
     old_flat, new_flat = flatten(old), flatten(new)
-    absent = "(absent)"
     return [
-        (field, old_flat.get(field, absent), new_flat.get(field, absent))
+        (field, old_flat.get(field, ABSENT), new_flat.get(field, ABSENT))
         for field in sorted(old_flat.keys() | new_flat.keys())
-        if old_flat.get(field, absent) != new_flat.get(field, absent)
+        if old_flat.get(field, ABSENT) != new_flat.get(field, ABSENT)
     ]
 
 

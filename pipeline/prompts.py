@@ -113,13 +113,15 @@ def prompt_set(prompts: PromptFile, name: str) -> PromptSet:
         raise DataError(f"prompt set {name!r} of {prompts.dataset} has no template")
     for template in templates:
         _check_template(template)
+    texts = tuple(
+        tuple(_fill(template, item) for template in templates) for item in prompts.classes
+    )
+    _check_texts(prompts, templates, texts)
     return PromptSet(
         name=f"{prompts.dataset}-{name}",
         class_names=tuple(item.name for item in prompts.classes),
         templates=templates,
-        texts=tuple(
-            tuple(_fill(template, item) for template in templates) for item in prompts.classes
-        ),
+        texts=texts,
     )
 
 
@@ -179,6 +181,21 @@ def _check_template(template: str) -> None:
         if spec or conversion:
             raise DataError(f"template {template!r}: fields are plain, as in {{{field}}}")
     _check_marks(template, f"template {template!r}")
+
+
+def _check_texts(
+    prompts: PromptFile, templates: Sequence[str], texts: Sequence[Sequence[str]]
+) -> None:
+    """Refuse a template in which two classes, though their names differ, get the same text."""
+    for place, template in enumerate(templates):
+        seen: dict[str, str] = {}
+        for item, filled in zip(prompts.classes, texts, strict=True):
+            other = seen.setdefault(_as_read(filled[place]), item.name)
+            if other != item.name:
+                raise DataError(
+                    f"template {template!r} gives {other!r} and {item.name!r} the same text "
+                    f"{filled[place]!r}: no image could be told apart by it"
+                )
 
 
 def _fill(template: str, item: ClassPrompt) -> str:

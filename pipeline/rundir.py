@@ -32,6 +32,10 @@ class RunDir:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def is_begun(self) -> bool:
+        """Tell whether the folder holds a run, finished or not."""
+        return (self.path / "recipe.yaml").exists()
+
     def is_finished(self) -> bool:
         """Tell whether training ended: the weights of the student are written last."""
         return (self.path / WEIGHTS["student"]).exists()
@@ -52,7 +56,7 @@ class RunDir:
         """Start a run, or take one up again; raises RunError rather than mix two runs."""
         import yaml
 
-        if (self.path / "recipe.yaml").exists():
+        if self.is_begun():
             if not resume:
                 raise RunError(
                     f"{self.path} already holds a run; go on with --resume, or name another --run"

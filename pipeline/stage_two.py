@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from pipeline import __version__, runtime
-from pipeline.anchors import cached_anchors
+from pipeline.anchors import cached_anchors, check_labels
 from pipeline.batches import TrainingBatches, check_cache
 from pipeline.cache import layout
 from pipeline.cache.reader import Anchors, TargetCache, read_manifest
-from pipeline.errors import CacheMismatchError, DataError
+from pipeline.errors import CacheMismatchError
 from pipeline.evaluate import Scores, evaluate_run
 from pipeline.losses import resolve_tau
 from pipeline.options import differences, parse, to_mapping
@@ -35,16 +35,21 @@ def train(
     resume: bool,
     workers: int,
     device: str,
+    generation: int | None = None,
 ) -> dict[str, Any]:
     """Train the recipe's student from a cache; return the last epoch's metrics.
 
+    generation: of the cache; by default the one that a resumed run was begun with, else the newest.
     A run that is finished already is left as it is. Raises CacheMismatchError if the cache was made
     by another recipe or from other shards, RunError if the run folder holds another run or is being
     trained, StudentError, CacheError or ShardError.
     """
-    cache = _open(cache_path, recipe)
+    run = RunDir(run_path)
+    if generation is None and resume and run.is_begun():
+        generation = run.read_origin()["cache"]["generation"]
+    cache = _open(cache_path, recipe, generation)
     sets = _prompt_sets(recipe.prompts, cache, shards)
-    _check_labels(cache, sets["anchors"])
+    check_labels(cache, sets["anchors"])
     input_px = recipe.student.input_px or int(cache.manifest["teacher"]["preprocess"]["size"])
     where = runtime.pick_device(device)
     source = TrainingBatches(
@@ -59,7 +64,6 @@ def train(
     student = build_student(
         recipe.student, dim=cache.dim, input_px=input_px, seed=recipe.training.seed
     )
-    run = RunDir(run_path)
     with run.exclusive():
         run.begin(recipe.resolved(), _origin(cache, shards, sets, input_px), resume=resume)
         if run.is_finished():
@@ -124,11 +128,11 @@ def rebuild_student(run: RunDir, recipe: Recipe) -> Student:
     return student
 
 
-def _open(path: Path, recipe: Recipe) -> TargetCache:
+def _open(path: Path, recipe: Recipe, generation: int | None) -> TargetCache:
     """Open the train split under the recipe's schedule; raises CacheMismatchError with a diff."""
-    cache = TargetCache.open(path, "train")
+    cache = TargetCache.open(path, "train", generation=generation)
     if recipe.schedule.name in cache.manifest["splits"]["train"]["views"]:
-        cache = TargetCache.open(path, "train", recipe.schedule.name)
+        cache = TargetCache.open(path, "train", recipe.schedule.name, generation=generation)
     check_cache(cache, recipe.schedule, recipe.views, recipe.decode)
     found = _named_teacher(cache.manifest["teacher"])
     wanted = _named_teacher(vars(recipe.teacher))
@@ -160,18 +164,6 @@ def _named_teacher(fields: Mapping[str, Any]) -> dict[str, Any]:
 def _known_teacher(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Return what tells a teacher from another of the same name or dimension."""
     return {name: manifest["teacher"][name] for name in ("weights_sha256", "preprocess", "dim")}
-
-
-def _check_labels(cache: TargetCache, anchors: Anchors) -> None:
-    """Raise DataError if the shards carry class numbers that the prompts do not name."""
-    labels = cache.column("label")
-    highest = int(labels.max()) if len(labels) else -1
-    if highest >= len(anchors.class_names):
-        raise DataError(
-            f"the shards have a label {highest}, prompt set {anchors.name} names "
-            f"{len(anchors.class_names)} classes (0 to {len(anchors.class_names) - 1}): give the "
-            "prompts of this dataset"
-        )
 
 
 def _origin(

@@ -66,6 +66,37 @@ def sealed_cache(
     return build(tmp_path_factory.mktemp("cache") / "sealed", shards_dir, recipe_file)
 
 
+@pytest.fixture(scope="session")
+def more_shards(tmp_path_factory: pytest.TempPathFactory, shards_dir: Path) -> Path:
+    """The shards, a third train shard of 6 samples, named to stand first, and one of val."""
+    from pipeline.shards import write_shards
+
+    folder = Path(shutil.copytree(shards_dir, tmp_path_factory.mktemp("more") / "shards"))
+    (path,) = write_shards(labelled_samples(6, seed=3), folder / "own", "train", per_shard=6)
+    path.rename(folder / "train-00000.tar")
+    write_shards(labelled_samples(5, seed=4), folder, "val", per_shard=5)
+    (folder / "own").rmdir()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def grown_cache(
+    tmp_path_factory: pytest.TempPathFactory,
+    sealed_cache: Path,
+    more_shards: Path,
+    recipe_file: Path,
+) -> Path:
+    """The sealed cache, extended by shards and by two views; read it, never change it."""
+    cache = Path(shutil.copytree(sealed_cache, tmp_path_factory.mktemp("grown") / "cache"))
+    return build(cache, more_shards, recipe_file, "views=4", extend=True)
+
+
+@pytest.fixture
+def grown_copy(tmp_path: Path, grown_cache: Path) -> Path:
+    """A copy of the extended cache that a test may damage."""
+    return Path(shutil.copytree(grown_cache, tmp_path / "grown"))
+
+
 @pytest.fixture
 def cache_copy(tmp_path: Path, sealed_cache: Path) -> Path:
     """A copy of the sealed cache that a test may damage."""

@@ -106,7 +106,15 @@ def make_teacher(folder: Path, seed: int) -> Path:
     return folder
 
 
-def build(cache: Path, shards: Path, recipe: Path, *overrides: str, workers: int = 0) -> Path:
+def build(
+    cache: Path,
+    shards: Path,
+    recipe: Path,
+    *overrides: str,
+    workers: int = 0,
+    extend: bool = False,
+    views_per_unit: int | None = None,
+) -> Path:
     """Run stage one in this process."""
     from pipeline.embed import build_cache
     from pipeline.recipe import load_recipe
@@ -120,5 +128,7 @@ def build(cache: Path, shards: Path, recipe: Path, *overrides: str, workers: int
         recipe=loaded.resolved(),
         workers=workers,
         device="cpu",
+        extend=extend,
+        views_per_unit=views_per_unit,
     )
     return cache

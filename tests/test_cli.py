@@ -202,3 +202,26 @@ def test_digits_come_as_shards(beamclip: Invoke, tmp_path: Path) -> None:
     ]
     again = beamclip("data", "digits", "--out", tmp_path / "digits")
     fails(again, 1, "already holds 7 shards")
+
+
+def test_a_cache_grows_on_request_and_a_hint_says_how(
+    beamclip: Invoke, cache_copy: Path, shards_dir: Path, recipe_file: Path, tmp_path: Path
+) -> None:
+    shared = ("--cache", cache_copy, "--shards", shards_dir, "--recipe", recipe_file)
+    more = ("teacher-cache", *shared, "--views", "3")
+    fails(beamclip(*more), 1, "--extend", "splits.train.views.mild: cache has 2, asked for 3")
+    grown = beamclip(*more, "--extend", "--views-per-unit", "8", "--json")
+    assert grown.code == 0, grown.err
+    report = json.loads(grown.out)
+    assert (report["generation"], report["newest_generation"]) == (1, 1)
+    assert (report["units"], report["made"]) == (7, 2)
+    former = beamclip("teacher-cache", *shared)
+    assert former.code == 0, former.err
+    assert "generation 0, as was asked for; the cache has grown to generation 1" in former.out
+    trained = beamclip(
+        *("train-student", *shared, "--run", tmp_path / "r", "--generation", "0"),
+        *("--set", "training.epochs=1", "--model", "test_resnet"),
+    )
+    assert trained.code == 0, trained.err
+    origin = json.loads((tmp_path / "r" / "run.json").read_text(encoding="utf-8"))
+    assert origin["cache"]["generation"] == 0

@@ -113,7 +113,7 @@ def test_a_unit_with_damaged_metadata_is_made_again(
     [
         ("schedule.crop_scale=[0.5, 1.0]", "schedules.mild.crop_scale.0"),
         ("schedule.seed=3", "schedules.mild.seed"),
-        ("views=3", "splits.train.views.mild.0.1"),
+        ("views=3", "splits.train.views.mild"),
         ("decode.max_pixels=1000000", "decode.max_pixels"),
         ("teacher.batch_size=8", "batch.size"),
         ("teacher.threads=2", "batch.threads"),
@@ -351,6 +351,15 @@ def test_a_lost_manifest_is_never_replaced_by_another(
     shutil.rmtree(cache_copy / "manifest")
     with pytest.raises(CacheError, match="has no manifest, so nothing says"):
         build(cache_copy, shards_dir, recipe_file)
+
+
+def test_a_file_in_the_place_of_the_manifests_is_an_error(
+    tmp_path: Path, shards_dir: Path, recipe_file: Path
+) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "manifest").write_text("in the way")
+    with pytest.raises(OSError, match="manifest"):
+        build(tmp_path / "cache", shards_dir, recipe_file)
 
 
 def test_anchors_of_another_teacher_are_refused(

@@ -243,6 +243,14 @@ def test_a_set_without_templates_is_refused(write: Any) -> None:
     assert "has no template" in refusal(prompt_set, write(prompt_sets={"plain": []}), "plain")
 
 
+def test_classes_whose_texts_read_the_same_are_refused(write: Any) -> None:
+    items = [{"name": "red cat", "coarse": "dog"}, {"name": "Red", "coarse": "cat dog"}]
+    prompts = write(classes=items, prompt_sets={"plain": ["{label}"], "all": ["{label} {coarse}"]})
+    assert prompt_set(prompts, "plain").texts == (("red cat",), ("Red",))
+    message = refusal(prompt_set, prompts, "all")
+    assert "template '{label} {coarse}' gives 'red cat' and 'Red' the same text" in message
+
+
 @pytest.mark.parametrize("empty", [None, "", "  "])
 def test_a_class_without_the_field_is_named(write: Any, empty: Any) -> None:
     items = [{"name": "cat", "coarse": "animal"}, {"name": "dog", "coarse": empty}]

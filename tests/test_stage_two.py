@@ -400,3 +400,78 @@ def test_rebuilding_a_student_gives_its_averaged_weights(finished: Path, recipe_
     assert student.backbone.default_cfg["architecture"] == MODEL
     for name, value in RunDir(finished).load_weights("student").items():
         assert torch.equal(student.state_dict()[name], value), name
+
+
+class TestGrownCache:
+    def test_by_views_trains_the_same_student_from_the_views_it_had(
+        self,
+        finished: Path,
+        cache_copy: Path,
+        shards_dir: Path,
+        recipe_file: Path,
+        tmp_path: Path,
+    ) -> None:
+        build(cache_copy, shards_dir, recipe_file, "views=4", extend=True)
+        train(small_recipe(recipe_file), cache_copy, shards_dir, tmp_path / "run")
+        assert RunDir(tmp_path / "run").read_origin()["cache"]["generation"] == 1
+        for name in ("student.safetensors", "student_raw.safetensors"):
+            assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes()
+
+    def test_takes_a_run_up_by_the_generation_that_it_was_begun_with(
+        self,
+        finished: Path,
+        run_copy: Path,
+        grown_cache: Path,
+        more_shards: Path,
+        recipe_file: Path,
+    ) -> None:
+        for name in ("student.safetensors", "student_raw.safetensors", "checkpoint-000000006.pt"):
+            (run_copy / name).unlink()
+        train(small_recipe(recipe_file), grown_cache, more_shards, run_copy, resume=True)
+        for name in ("student.safetensors", "student_raw.safetensors"):
+            assert (run_copy / name).read_bytes() == (finished / name).read_bytes()
+
+    def test_scores_a_run_by_the_generation_that_it_was_trained_on(
+        self, run_copy: Path, sealed_cache: Path, grown_cache: Path
+    ) -> None:
+        assert probe(run_copy, grown_cache) == probe(run_copy, sealed_cache)
+
+    def test_trains_by_the_newest_generation_or_the_one_asked_for(
+        self, grown_copy: Path, more_shards: Path, recipe_file: Path, tmp_path: Path
+    ) -> None:
+        recipe = small_recipe(recipe_file, "training.epochs=1")
+        train(recipe, grown_copy, more_shards, tmp_path / "newest")
+        shutil.rmtree(grown_copy / "index" / "000001")
+        with pytest.raises(CacheError, match=r"generation 1 .* is not sealed.*--generation 0"):
+            train(recipe, grown_copy, more_shards, tmp_path / "unsealed")
+        stage_two.train(
+            recipe,
+            grown_copy,
+            find_shards([str(more_shards)]),
+            tmp_path / "asked",
+            resume=False,
+            workers=0,
+            device="cpu",
+            generation=0,
+        )
+        generations = [
+            RunDir(tmp_path / name).read_origin()["cache"]["generation"]
+            for name in ("newest", "asked")
+        ]
+        assert generations == [1, 0]
+
+    def test_has_no_more_views_in_a_former_generation_than_that_had(
+        self, grown_cache: Path, more_shards: Path, recipe_file: Path, tmp_path: Path
+    ) -> None:
+        recipe = small_recipe(recipe_file, "views=4")
+        with pytest.raises(CacheMismatchError, match="views: cache has 2, asked for 4"):
+            stage_two.train(
+                recipe,
+                grown_cache,
+                find_shards([str(more_shards)]),
+                tmp_path / "run",
+                resume=False,
+                workers=0,
+                device="cpu",
+                generation=0,
+            )

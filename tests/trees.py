@@ -13,3 +13,13 @@ def tree_digests(root: Path, *places: str) -> dict[str, str]:
 def cache_digests(cache: Path) -> dict[str, str]:
     """Return the digests of everything that a cache publishes but its manifest (it has times)."""
     return tree_digests(cache, "units", "anchors", "index")
+
+
+def tree_stamps(root: Path) -> dict[str, tuple[str, int]]:
+    """Return relative path -> (sha256, time of change) of every file of `root` but its lock."""
+    digests = tree_digests(root, ".")
+    return {
+        name: (digest, (root / name).stat().st_mtime_ns)
+        for name, digest in digests.items()
+        if name != ".lock"
+    }

@@ -98,6 +98,27 @@ def planned_units(manifest: Mapping[str, Any]) -> list[UnitId]:
     ]
 
 
+def num_views(ranges: Sequence[Sequence[int]]) -> int:
+    """Return V of a split's view ranges, which together are 0 to V - 1."""
+    return max(last for _, last in ranges) + 1
+
+
+def generations(cache: Path) -> list[int]:
+    """Return the numbers of the manifest generations on disk, oldest first."""
+    found = (cache / "manifest").glob("[0-9]*.json")
+    return sorted(int(path.stem) for path in found if path.stem.isdigit())
+
+
+def is_sealed(cache: Path, generation: int) -> bool:
+    """Tell whether a generation has a seal, whole or not."""
+    return (index_path(cache, generation) / "seal.json").exists()
+
+
+def anchor_names(cache: Path) -> list[str]:
+    """Return the names of the prompt sets that a cache holds."""
+    return sorted(found.parent.name for found in (cache / "anchors").glob("*/zarr.json"))
+
+
 def manifest_path(cache: Path, generation: int) -> Path:
     """Where a manifest generation lies."""
     return cache / "manifest" / f"{generation:06d}.json"
@@ -132,6 +153,12 @@ def unit_attributes(cache: Path, unit: UnitId, wanted: str) -> dict[str, Any] | 
         text = (cache / "units" / unit.name / "zarr.json").read_text(encoding="utf-8")
         attributes = json.loads(text)["attributes"]
         complete = attributes["unit"] == unit.name and set(attributes["digests"]) == {*UNIT_ARRAYS}
+        _ = (
+            attributes["counts"]["seen"],
+            attributes["shard"]["bytes"],
+            attributes["shard"]["sha256"],
+        )
+        _ = [(skip["ordinal"], skip["reason"]) for skip in attributes["skips"]]
         return dict(attributes) if complete and attributes["fingerprint"] == wanted else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -119,7 +119,7 @@ class TargetCache:
     @property
     def num_views(self) -> int:
         """How many views every sample has under this schedule."""
-        return max(last for _, last in self._ranges) + 1
+        return layout.num_views(self._ranges)
 
     @property
     def logit_scale(self) -> float:
@@ -273,12 +273,14 @@ class TargetCache:
 
 def read_manifest(path: Path, generation: int | None = None) -> dict[str, Any]:
     """Return a manifest generation, by default the newest; raises CacheError."""
-    found = sorted((path / "manifest").glob("[0-9]*.json"))
+    found = layout.generations(path)
     if not found:
         raise CacheError(
             f"no cache in {path}: make one with `beamclip teacher-cache --cache {path}`"
         )
-    file = found[-1] if generation is None else layout.manifest_path(path, generation)
+    if generation is not None and generation not in found:
+        raise CacheError(f"{path} has no generation {generation}; its newest is {found[-1]}")
+    file = layout.manifest_path(path, found[-1] if generation is None else generation)
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
         kind, version = manifest["format"], manifest["version"]
@@ -298,7 +300,7 @@ def read_manifest(path: Path, generation: int | None = None) -> dict[str, Any]:
 def read_anchors(path: Path, name: str) -> Anchors:
     """Return a prompt set of a cache, sealed or not; raises CacheError."""
     folder = path / "anchors" / name
-    known = sorted(found.parent.name for found in (path / "anchors").glob("*/zarr.json"))
+    known = layout.anchor_names(path)
     if name not in known:
         hint = nearest(name, known) if known else "it has none"
         raise CacheError(f"{path} has no anchors {name!r}: {hint}")
@@ -351,13 +353,20 @@ def _read_seal(path: Path, generation: int) -> dict[str, Any]:
         seal = dict(json.loads(file.read_text(encoding="utf-8")))
         _ = seal["manifest"], seal["splits"], seal["units"], seal["columns"]
     except FileNotFoundError:
-        raise CacheError(
-            f"{path} is not sealed: stage one has not finished, or something was lost from it; "
-            "run teacher-cache again, it goes on where it stopped"
-        ) from None
+        raise CacheError(_unsealed(path, generation)) from None
     except (ValueError, KeyError, TypeError) as error:
         raise CacheError(f"{file} is damaged ({error!r}); {_RESEAL}") from None
     return seal
+
+
+def _unsealed(path: Path, generation: int) -> str:
+    """Say what a generation without a seal needs, and which older one serves meanwhile."""
+    older = [n for n in layout.generations(path) if n < generation and layout.is_sealed(path, n)]
+    which = f"generation {generation} of {path}" if older else f"{path}"
+    return (
+        f"{which} is not sealed: stage one has not finished, or something was lost from it; run "
+        "teacher-cache again, it goes on where it stopped"
+    ) + (f" (generation {older[-1]} is sealed: --generation {older[-1]})" if older else "")
 
 
 def _attributes(group: Path) -> dict[str, Any]:

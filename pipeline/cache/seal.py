@@ -2,8 +2,9 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -23,75 +24,77 @@ class SplitCounts:
     reasons: Counter[str] = field(default_factory=Counter)
 
 
+@dataclass(frozen=True)
+class _ShardUnits:
+    """What the units of one shard say of it, all alike; from their attributes alone."""
+
+    split: str
+    units: tuple[layout.UnitId, ...]
+    digests: Mapping[str, str]  # of each unit, by its name
+    reasons: Counter[str]
+    entry: Mapping[str, Any]  # of the seal's list of shards
+
+
 def seal_cache(
     cache: Path, manifest: Mapping[str, Any], max_skip_fraction: float
 ) -> dict[str, SplitCounts]:
     """Write the seal unless it stands already as it should, and return the counts by split.
 
-    Raises CacheError if units of one shard disagree on its samples, LossesError if more than
-    `max_skip_fraction` of a split's samples were skipped.
+    A seal that stands is told by the attributes of the units and the digests of its columns: arrays
+    of units are opened only for a new one. Raises CacheError if units of one shard disagree on its
+    samples, LossesError if more than `max_skip_fraction` of a split's samples were skipped.
     """
-    columns: dict[str, np.ndarray] = {}
-    splits: dict[str, Any] = {}
-    digests: dict[str, str] = {}
-    counts: dict[str, SplitCounts] = {}
-    for split, content in manifest["splits"].items():
-        shards, parts = [], []
-        counts[split] = SplitCounts()
-        for number, shard in enumerate(content["shards"]):
-            units = _units_of(cache, manifest, split, shard["name"])
-            digests |= {unit.name: layout.unit_digest(attributes) for unit, attributes in units}
-            part = _shard_columns(cache, [unit for unit, _ in units], number)
-            shards.append(_shard_entry(units, first=counts[split].seen, rows=len(part["valid"])))
-            parts.append(part)
-            _count(counts[split], part["valid"], units)
-        for name, dtype in layout.INDEX_COLUMNS.items():
-            pieces = [part[name] for part in parts] or [np.empty(0)]
-            columns[f"{split}.{name}"] = np.concatenate(pieces).astype(dtype)
-        splits[split] = {"rows": counts[split].seen, "shards": shards}
-    seal = {
-        "generation": manifest["generation"],
-        "manifest": layout.manifest_digest(cache, manifest["generation"]),
-        "splits": splits,
-        "units": digests,
-        "columns": {name: layout.array_digest(column) for name, column in columns.items()},
-    }
-    stands = _stands(cache, seal)
+    shards = list(_shards(cache, manifest))
+    seal = _seal(cache, manifest, shards)
+    columns = _standing_columns(cache, seal)
+    stands = columns is not None
+    if columns is None:
+        columns = _columns(cache, manifest, shards)
+    counts = _counts(manifest, shards, columns)
     if not stands or _exceeded(counts, max_skip_fraction):
         writer.unseal(cache, manifest["generation"])
     _check_fractions(counts, max_skip_fraction)
     if not stands:
-        writer.publish_seal(cache, manifest["generation"], columns, seal)
+        digests = {name: layout.array_digest(column) for name, column in columns.items()}
+        writer.publish_seal(cache, manifest["generation"], columns, {**seal, "columns": digests})
     return counts
 
 
-def _stands(cache: Path, seal: Mapping[str, Any]) -> bool:
-    """Tell whether the index on disk is the one that the units ask for, every column whole."""
-    folder = layout.index_path(cache, seal["generation"])
-    try:
-        if json.loads((folder / "seal.json").read_text(encoding="utf-8")) != seal:
-            return False
-        columns = {name: np.load(folder / f"{name}.npy") for name in seal["columns"]}
-    except (OSError, ValueError, EOFError):
-        return False
-    return bool({n: layout.array_digest(c) for n, c in columns.items()} == seal["columns"])
-
-
-Units = Sequence[tuple[layout.UnitId, Mapping[str, Any]]]
-
-
-def _units_of(cache: Path, manifest: Mapping[str, Any], split: str, shard: str) -> Units:
-    """Return the shard's units with their attributes, which must tell of the same samples."""
+def _shards(cache: Path, manifest: Mapping[str, Any]) -> Iterator[_ShardUnits]:
+    """Yield every shard in the order of the seal; raises CacheError where units disagree."""
     wanted = layout.fingerprint(manifest)
-    units = []
-    for unit in layout.planned_units(manifest):
-        if (unit.split, unit.shard) != (split, shard):
-            continue
-        attributes = layout.unit_attributes(cache, unit, wanted)
-        if attributes is None:
-            raise CacheError(f"{cache}: unit {unit.name} is missing: run teacher-cache again")
-        units.append((unit, attributes))
-    first = units[0][1]
+    rows: Counter[str] = Counter()
+    for (split, name), planned in groupby(
+        layout.planned_units(manifest), key=lambda unit: (unit.split, unit.shard)
+    ):
+        units = []
+        for unit in planned:
+            attributes = layout.unit_attributes(cache, unit, wanted)
+            if attributes is None:
+                raise CacheError(f"{cache}: unit {unit.name} is missing: run teacher-cache again")
+            units.append((unit, attributes))
+        _check_agreement(cache, units)
+        seen, shard = units[0][1]["counts"]["seen"], units[0][1]["shard"]
+        skips = {skip["ordinal"]: skip["reason"] for _, item in units for skip in item["skips"]}
+        yield _ShardUnits(
+            split=split,
+            units=tuple(unit for unit, _ in units),
+            digests={unit.name: layout.unit_digest(attributes) for unit, attributes in units},
+            reasons=Counter(skips.values()),
+            entry={
+                "name": name,
+                "first": rows[split],
+                "rows": seen,
+                "size_bytes": shard["bytes"],
+                "sha256": shard["sha256"],
+            },
+        )
+        rows[split] += seen
+
+
+def _check_agreement(cache: Path, units: Sequence[tuple[layout.UnitId, Mapping[str, Any]]]) -> None:
+    """Raise CacheError unless the attributes of one shard's units tell of the same samples."""
+    first_unit, first = units[0]
     for unit, attributes in units[1:]:
         differing = [
             name
@@ -102,17 +105,67 @@ def _units_of(cache: Path, manifest: Mapping[str, Any], split: str, shard: str) 
             differing.append("shard")
         if differing:
             raise CacheError(
-                f"{cache}: {unit.name} and {units[0][0].name} disagree on {', '.join(differing)}: "
+                f"{cache}: {unit.name} and {first_unit.name} disagree on {', '.join(differing)}: "
                 "the shard changed between them; remove both folders and run teacher-cache again"
             )
-    return units
 
 
-def _shard_columns(
-    cache: Path, units: Sequence[layout.UnitId], number: int
+def _seal(
+    cache: Path, manifest: Mapping[str, Any], shards: Sequence[_ShardUnits]
+) -> dict[str, Any]:
+    """Return all of the seal but the digests of its columns."""
+    splits = {
+        split: [shard.entry for shard in shards if shard.split == split]
+        for split in manifest["splits"]
+    }
+    return {
+        "generation": manifest["generation"],
+        "manifest": layout.manifest_digest(cache, manifest["generation"]),
+        "splits": {
+            split: {"rows": sum(entry["rows"] for entry in entries), "shards": entries}
+            for split, entries in splits.items()
+        },
+        "units": {name: digest for shard in shards for name, digest in shard.digests.items()},
+    }
+
+
+def _standing_columns(cache: Path, seal: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
+    """Return the columns on disk if their seal is the one that is wanted, every column whole."""
+    folder = layout.index_path(cache, seal["generation"])
+    names = [f"{split}.{name}" for split in seal["splits"] for name in layout.INDEX_COLUMNS]
+    try:
+        found = dict(json.loads((folder / "seal.json").read_text(encoding="utf-8")))
+        digests = found.pop("columns")
+        columns = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
+    except (OSError, ValueError, EOFError, TypeError, KeyError):
+        return None
+    if found != seal or digests != {n: layout.array_digest(c) for n, c in columns.items()}:
+        return None
+    return columns
+
+
+def _columns(
+    cache: Path, manifest: Mapping[str, Any], shards: Sequence[_ShardUnits]
 ) -> dict[str, np.ndarray]:
-    folders = [cache / "units" / unit.name for unit in units]
+    """Read the flat columns, `{split}.{column}`, out of the units."""
+    columns: dict[str, np.ndarray] = {}
+    for split in manifest["splits"]:
+        own = [shard for shard in shards if shard.split == split]
+        parts = [_shard_columns(cache, shard, number) for number, shard in enumerate(own)]
+        for name, dtype in layout.INDEX_COLUMNS.items():
+            pieces = [part[name] for part in parts] or [np.empty(0)]
+            columns[f"{split}.{name}"] = np.concatenate(pieces).astype(dtype)
+    return columns
+
+
+def _shard_columns(cache: Path, shard: _ShardUnits, number: int) -> dict[str, np.ndarray]:
+    folders = [cache / "units" / unit.name for unit in shard.units]
     samples = read_array(folders[0], "samples")
+    if len(samples) != shard.entry["rows"]:
+        raise CacheError(
+            f"{folders[0]}: its attributes count {shard.entry['rows']} samples, it holds "
+            f"{len(samples)}; remove the folder and run teacher-cache again"
+        )
     columns = {name: samples[:, place] for place, name in enumerate(layout.SAMPLE_COLUMNS)}
     columns["digest"] = read_array(folders[0], "digests")
     columns["shard"] = np.full(len(samples), number)
@@ -120,24 +173,18 @@ def _shard_columns(
     return columns
 
 
-def _shard_entry(units: Units, *, first: int, rows: int) -> dict[str, Any]:
-    shard = units[0][1]["shard"]
-    return {
-        "name": units[0][0].shard,
-        "first": first,
-        "rows": rows,
-        "size_bytes": shard["bytes"],
-        "sha256": shard["sha256"],
-    }
-
-
-def _count(counts: SplitCounts, valid: np.ndarray, units: Units) -> None:
-    counts.seen += len(valid)
-    counts.skipped += int((~valid).sum())
-    reasons = {
-        skip["ordinal"]: skip["reason"] for _, attributes in units for skip in attributes["skips"]
-    }
-    counts.reasons.update(reasons.values())
+def _counts(
+    manifest: Mapping[str, Any],
+    shards: Sequence[_ShardUnits],
+    columns: Mapping[str, np.ndarray],
+) -> dict[str, SplitCounts]:
+    counts = {}
+    for split in manifest["splits"]:
+        valid = columns[f"{split}.valid"]
+        counts[split] = SplitCounts(seen=len(valid), skipped=int((~valid).sum()))
+    for shard in shards:
+        counts[shard.split].reasons.update(shard.reasons)
+    return counts
 
 
 def _exceeded(counts: Mapping[str, SplitCounts], max_skip_fraction: float) -> list[str]:

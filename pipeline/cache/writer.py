@@ -58,8 +58,9 @@ def sweep(cache: Path) -> None:
 
 
 def create_manifest(cache: Path, manifest: Mapping[str, Any]) -> None:
-    """Write a manifest generation that must not exist yet."""
+    """Write a manifest generation; raises FileExistsError if another writer was first."""
     durable.create_json(layout.manifest_path(cache, manifest["generation"]), manifest)
+    durable.fault_point("after-manifest")
 
 
 def publish_unit(

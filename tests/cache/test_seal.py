@@ -1,5 +1,6 @@
 """The seal: complete, consistent, and refused otherwise."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -78,6 +79,55 @@ def test_units_that_saw_different_samples_are_never_sealed_together(
     shutil.copytree(other / "units" / name, cache_copy / "units" / name)
     with pytest.raises(CacheError, match="disagree on digests"):
         seal_cache(cache_copy, read_manifest(cache_copy), 1.0)
+
+
+def test_a_standing_seal_is_told_without_opening_arrays(cache_copy: Path) -> None:
+    """Damage in arrays is found by reading; a rerun of a complete cache need not read all of it."""
+    before = tree_digests(cache_copy, "index")
+    for folder in (cache_copy / "units").glob("*/*/c"):
+        shutil.rmtree(folder)
+    counts = seal_cache(cache_copy, read_manifest(cache_copy), 0.0)
+    assert (counts["train"].seen, counts["train"].skipped) == (24, 0)
+    assert tree_digests(cache_copy, "index") == before
+    with pytest.raises(CacheError, match="does not match its digest"):
+        TargetCache.open(cache_copy).view(0)
+
+
+def test_a_standing_seal_counts_skips_by_reason(tmp_path: Path, recipe_file: Path) -> None:
+    from pipeline.shards import write_shards
+
+    pairs = labelled_samples(9)
+    pairs[4] = ("00004", {"png": b"<html>", "cls": b"1"})
+    pairs[6] = ("00006", {"txt": b"no image"})
+    write_shards(pairs, tmp_path / "shards", "train", per_shard=5)
+    cache = build(tmp_path / "cache", tmp_path / "shards", recipe_file, "max_skip_fraction=0.3")
+    for _ in range(2):
+        (train,) = seal_cache(cache, read_manifest(cache), 0.3).values()
+        assert (train.seen, train.skipped) == (9, 2)
+        assert train.reasons == {"undecodable": 1, "no-image": 1}
+
+
+def test_a_unit_that_counts_other_samples_than_it_holds_is_never_sealed(cache_copy: Path) -> None:
+    path = cache_copy / "units" / "train-000000.eval.v0-0" / "zarr.json"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace('"seen": 14', '"seen": 13'), encoding="utf-8")
+    assert text != path.read_text(encoding="utf-8")
+    with pytest.raises(CacheError, match="count 13 samples, it holds 14"):
+        seal_cache(cache_copy, read_manifest(cache_copy), 0.0)
+
+
+@pytest.mark.parametrize("field", ["counts", "shard", "skips", "digests"])
+def test_a_unit_without_some_of_its_attributes_counts_as_missing(
+    cache_copy: Path, field: str
+) -> None:
+    path = cache_copy / "units" / "train-000000.eval.v0-0" / "zarr.json"
+    metadata = json.loads(path.read_text(encoding="utf-8"))
+    metadata["attributes"][field] = {}
+    if field == "skips":
+        metadata["attributes"][field] = [{"key": "x"}]
+    path.write_text(json.dumps(metadata), encoding="utf-8")
+    with pytest.raises(CacheError, match=r"train-000000\.eval\.v0-0 is missing"):
+        seal_cache(cache_copy, read_manifest(cache_copy), 0.0)
 
 
 def flip(path: Path) -> None:

@@ -11,6 +11,12 @@ from pipeline.errors import CacheError
 from tests.trees import tree_digests
 
 UNIT = layout.UnitId("train", "000000", "views", 0, 1)
+ATTRIBUTES = {
+    "fingerprint": "f",
+    "shard": {"name": "000000", "bytes": 10240, "sha256": "0" * 64},
+    "counts": {"seen": 5, "embedded": 5, "skipped": 0},
+    "skips": [],
+}
 
 
 def unit_arrays(rows: int = 5, dim: int = 8) -> dict[str, np.ndarray]:
@@ -28,7 +34,7 @@ def unit_arrays(rows: int = 5, dim: int = 8) -> dict[str, np.ndarray]:
 
 
 def test_a_published_unit_is_complete_and_leaves_no_temporary(tmp_path: Path) -> None:
-    assert writer.publish_unit(tmp_path, UNIT, unit_arrays(), {"fingerprint": "f"})
+    assert writer.publish_unit(tmp_path, UNIT, unit_arrays(), ATTRIBUTES)
     attributes = layout.unit_attributes(tmp_path, UNIT, "f")
     assert attributes is not None
     assert set(attributes["digests"]) == set(layout.UNIT_ARRAYS)
@@ -36,28 +42,28 @@ def test_a_published_unit_is_complete_and_leaves_no_temporary(tmp_path: Path) ->
 
 
 def test_an_empty_unit_can_be_published(tmp_path: Path) -> None:
-    assert writer.publish_unit(tmp_path, UNIT, unit_arrays(rows=0), {"fingerprint": "f"})
+    assert writer.publish_unit(tmp_path, UNIT, unit_arrays(rows=0), ATTRIBUTES)
     assert layout.unit_attributes(tmp_path, UNIT, "f") is not None
 
 
 def test_equal_arrays_give_equal_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        writer.publish_unit(tmp_path / name, UNIT, unit_arrays(), {"fingerprint": "f"})
+        writer.publish_unit(tmp_path / name, UNIT, unit_arrays(), ATTRIBUTES)
     assert tree_digests(tmp_path / "a", "units") == tree_digests(tmp_path / "b", "units")
 
 
 def test_a_unit_done_twice_is_published_once(tmp_path: Path) -> None:
     arrays = unit_arrays()
-    writer.publish_unit(tmp_path, UNIT, arrays, {"fingerprint": "f"})
+    writer.publish_unit(tmp_path, UNIT, arrays, ATTRIBUTES)
     before = tree_digests(tmp_path, "units")
     other = {**arrays, "samples": arrays["samples"] + 1}
-    assert not writer.publish_unit(tmp_path, UNIT, other, {"fingerprint": "f"})
+    assert not writer.publish_unit(tmp_path, UNIT, other, ATTRIBUTES)
     assert tree_digests(tmp_path, "units") == before
     assert list((tmp_path / ".tmp").iterdir()) == []
 
 
 def test_a_unit_of_another_fingerprint_does_not_count_as_published(tmp_path: Path) -> None:
-    writer.publish_unit(tmp_path, UNIT, unit_arrays(), {"fingerprint": "other"})
+    writer.publish_unit(tmp_path, UNIT, unit_arrays(), {**ATTRIBUTES, "fingerprint": "other"})
     assert layout.unit_attributes(tmp_path, UNIT, "f") is None
 
 
@@ -66,7 +72,7 @@ def test_a_valid_target_must_be_a_normalised_vector(tmp_path: Path, value: float
     arrays = unit_arrays()
     arrays["targets"][2, 1] = value
     with pytest.raises(CacheError, match="not a normalised finite vector"):
-        writer.publish_unit(tmp_path, UNIT, arrays, {"fingerprint": "f"})
+        writer.publish_unit(tmp_path, UNIT, arrays, ATTRIBUTES)
     assert not (tmp_path / "units").exists()
 
 
@@ -74,7 +80,7 @@ def test_an_invalid_target_may_be_nan(tmp_path: Path) -> None:
     arrays = unit_arrays()
     arrays["targets"][2, 1] = np.nan
     arrays["valid"][2, 1] = False
-    assert writer.publish_unit(tmp_path, UNIT, arrays, {"fingerprint": "f"})
+    assert writer.publish_unit(tmp_path, UNIT, arrays, ATTRIBUTES)
 
 
 def test_a_second_manifest_of_one_generation_is_refused(tmp_path: Path) -> None:

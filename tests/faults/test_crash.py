@@ -18,11 +18,17 @@ NUM_UNITS = 5
 
 
 def run_stage_one(
-    cache: Path, shards: Path, recipe: Path, *, fault: str | None = None, workers: int = 0
+    cache: Path,
+    shards: Path,
+    recipe: Path,
+    *options: str,
+    fault: str | None = None,
+    workers: int = 0,
 ) -> "subprocess.CompletedProcess[str]":
     environment = {**os.environ, **({"BEAMCLIP_FAULT_POINT": fault} if fault else {})}
     command = [BEAMCLIP, "teacher-cache", "--cache", cache, "--shards", shards]
     command += ["--recipe", recipe, "--device", "cpu", "--json", "--workers", str(workers)]
+    command += options
     return subprocess.run(
         [str(part) for part in command],
         capture_output=True,

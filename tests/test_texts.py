@@ -1,0 +1,154 @@
+"""Prompt sets become anchors: by the cache's own teacher, leaving all else alone."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from pipeline.cache.reader import TargetCache, read_anchors
+from pipeline.errors import CacheError, CacheMismatchError, DataError, TeacherError
+from pipeline.texts import add_anchors
+from tests.inputs import build, make_teacher
+from tests.runs import held_elsewhere
+from tests.trees import tree_digests, tree_stamps
+
+CLASSES = ["red square", "green square", "blue square"]
+
+
+def prompt_file(folder: Path, *names: str, dataset: str = "more", **sets: list[str]) -> str:
+    """Write a prompt file of these classes and sets."""
+    fields: dict[str, Any] = {
+        "dataset": dataset,
+        "classes": [{"name": name} for name in names or CLASSES],
+        "prompt_sets": sets or {"plain": ["A {label}."]},
+    }
+    path = folder / "more.yaml"
+    path.write_text(yaml.safe_dump(fields, allow_unicode=True), encoding="utf-8")
+    return str(path)
+
+
+def test_added_anchors_leave_every_published_byte_alone(cache_copy: Path, tmp_path: Path) -> None:
+    before = tree_stamps(cache_copy)
+    digest = TargetCache.open(cache_copy).digest
+    file = prompt_file(tmp_path, plain=["A {label}."], many=["a {label}", "one {label}"])
+    assert add_anchors(cache_copy, file, device="cpu") == {"more-plain": True, "more-many": True}
+    after = tree_stamps(cache_copy)
+    assert {name: after[name] for name in before} == before
+    assert {name.split("/")[1] for name in after.keys() - before.keys()} == {
+        "more-plain",
+        "more-many",
+    }
+    opened = TargetCache.open(cache_copy)  # still sealed
+    assert opened.digest == digest
+    assert opened.anchors("more-many").texts[2] == ("a blue square", "one blue square")
+
+
+def test_added_anchors_are_the_ones_that_stage_one_would_have_made(
+    cache_copy: Path, sealed_cache: Path, recipe_file: Path
+) -> None:
+    shutil.rmtree(cache_copy / "anchors")
+    add_anchors(cache_copy, str(recipe_file.with_name("shapes-prompts.yaml")), device="cpu")
+    assert tree_digests(cache_copy, "anchors") == tree_digests(sealed_cache, "anchors")
+
+
+def test_only_the_sets_asked_for_are_added_and_those_there_stay(
+    cache_copy: Path, tmp_path: Path
+) -> None:
+    file = prompt_file(tmp_path, one=["A {label}."], two=["The {label}."], three=["{label}"])
+    assert add_anchors(cache_copy, file, ["two"], device="cpu") == {"more-two": True}
+    before = tree_stamps(cache_copy)
+    added = add_anchors(cache_copy, file, ["two", "three"], device="cpu")
+    assert added == {"more-two": False, "more-three": True}
+    after = tree_stamps(cache_copy)
+    assert {name: after[name] for name in before} == before
+    with pytest.raises(CacheError, match="no anchors 'more-one'"):
+        read_anchors(cache_copy, "more-one")
+
+
+def test_nothing_to_add_needs_no_teacher(cache_copy: Path, recipe_file: Path) -> None:
+    file = str(recipe_file.with_name("shapes-prompts.yaml"))
+    added = add_anchors(cache_copy, file, device="cpu", teacher="local-dir:/nowhere")
+    assert added == {"shapes-context": False, "shapes-plain": False}
+
+
+def test_another_teacher_is_refused_by_its_digest(cache_copy: Path, tmp_path: Path) -> None:
+    other = make_teacher(tmp_path / "other", seed=1)
+    before = tree_stamps(cache_copy)
+    with pytest.raises(CacheMismatchError, match=r"teacher\.weights_sha256"):
+        add_anchors(cache_copy, prompt_file(tmp_path), device="cpu", teacher=f"local-dir:{other}")
+    assert tree_stamps(cache_copy) == before
+
+
+def test_a_teacher_that_moved_is_found_where_it_is_said_to_be(
+    tmp_path: Path, shards_dir: Path, recipe_file: Path, teacher_dir: Path
+) -> None:
+    first = shutil.copytree(teacher_dir, tmp_path / "first")
+    override = f"teacher.model=local-dir:{first}"
+    cache = build(tmp_path / "cache", shards_dir, recipe_file, override)
+    first.rename(tmp_path / "second")
+    file = prompt_file(tmp_path)
+    with pytest.raises(TeacherError, match="no teacher in"):
+        add_anchors(cache, file, device="cpu")
+    added = add_anchors(cache, file, device="cpu", teacher=f"local-dir:{tmp_path}/second")
+    assert added == {"more-plain": True}
+
+
+def test_an_edited_set_under_a_cached_name_is_refused(cache_copy: Path, tmp_path: Path) -> None:
+    add_anchors(cache_copy, prompt_file(tmp_path), device="cpu")
+    before = tree_stamps(cache_copy)
+    with pytest.raises(CacheMismatchError, match=r"texts\.0\.0: cache has 'A red square\.'"):
+        add_anchors(cache_copy, prompt_file(tmp_path, plain=["The {label}."]), device="cpu")
+    assert tree_stamps(cache_copy) == before
+
+
+def test_a_cache_that_is_being_written_is_left_alone(cache_copy: Path, tmp_path: Path) -> None:
+    with (
+        held_elsewhere(cache_copy / ".lock"),
+        pytest.raises(CacheError, match="being written by another process"),
+    ):
+        add_anchors(cache_copy, prompt_file(tmp_path), device="cpu")
+
+
+def test_where_there_is_no_cache_none_is_made(tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match="no cache in"):
+        add_anchors(tmp_path / "none", prompt_file(tmp_path), device="cpu")
+    assert not (tmp_path / "none").exists()
+
+
+def test_unicode_and_emoji_are_embedded_and_read_back_as_they_are(
+    cache_copy: Path, tmp_path: Path
+) -> None:
+    names = ["naïve café", "猫", "🙂 👩‍🔬", "مرحبا", "a\u200bb", "x\ty\nz"]
+    add_anchors(cache_copy, prompt_file(tmp_path, *names), device="cpu")
+    anchors = read_anchors(cache_copy, "more-plain")
+    assert anchors.class_names == tuple(names)
+    assert anchors.texts == tuple((f"A {name}.",) for name in names)
+    np.testing.assert_allclose(np.linalg.norm(anchors.embeddings_AD, axis=1), 1, atol=1e-6)
+    assert anchors.token_counts_AT.min() > 3
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 5000, "猫" * 5000, "🙂" * 100, "red " * 1250], ids=["x", "cat", "smile", "red"]
+)
+def test_a_text_that_the_teacher_would_cut_is_an_error_that_counts_its_tokens(
+    cache_copy: Path, tmp_path: Path, name: str
+) -> None:
+    before = tree_stamps(cache_copy)
+    file = prompt_file(tmp_path, name, "dog", plain=["A {label}.", "One {label}."])
+    with pytest.raises(DataError, match=r"\d{3,} tokens, the teacher reads 32 \(and 1 more"):
+        add_anchors(cache_copy, file, device="cpu")
+    assert tree_stamps(cache_copy) == before
+
+
+def test_the_longest_text_that_fits_is_taken(cache_copy: Path, tmp_path: Path) -> None:
+    name = " ".join(["red"] * 30)  # and the marks of start and end
+    add_anchors(cache_copy, prompt_file(tmp_path, name, "dog", plain=["{label}"]), device="cpu")
+    assert read_anchors(cache_copy, "more-plain").token_counts_AT[0, 0] == 32
+
+
+def test_an_unknown_set_is_told_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="did you mean 'plain'"):
+        add_anchors(tmp_path / "none", prompt_file(tmp_path), ["plane"])
