@@ -1,32 +1,23 @@
 """The command line: parses, calls one stage function, prints. Stages are imported in commands."""
 
-import json
 import logging
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from pipeline import __version__
+from pipeline.cli_cache import cache
+from pipeline.cli_options import PATH as _PATH
+from pipeline.cli_options import device_option as _device
+from pipeline.cli_options import emit as _emit
+from pipeline.cli_options import json_option as _json
+from pipeline.cli_options import recipe_option as _recipe
+from pipeline.cli_options import set_option as _set
+from pipeline.cli_options import shards_option as _shards
 from pipeline.errors import BeamclipError
-
-_PATH = click.Path(path_type=Path)
-_shards = click.option(
-    "--shards",
-    multiple=True,
-    required=True,
-    metavar="PATTERN",
-    help="Tars, a folder of tars, a glob, a {000..100} range, @list-file or SPLIT=PATTERN.",
-)
-_recipe = click.option("--recipe", required=True, help="A recipe's name, or a .yaml file.")
-_set = click.option(
-    "--set", "overrides", multiple=True, metavar="A.B=C", help="Override a field of the recipe."
-)
-_device = click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:N].")
-_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 
 class _Commands(click.Group):
@@ -233,8 +224,7 @@ def _print_shards(paths: list[Path], as_json: bool) -> None:
     _emit({"shards": names}, as_json, lambda _: f"{len(names)} shards in {paths[0].parent}")
 
 
-def _emit(result: dict[str, Any], as_json: bool, text: Callable[[dict[str, Any]], str]) -> None:
-    click.echo(json.dumps(result, indent=1) if as_json else text(result))
+main.add_command(cache)
 
 
 if __name__ == "__main__":

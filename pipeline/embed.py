@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,10 +82,12 @@ def build_cache(
     recipe: Mapping[str, Any],
     workers: int = 0,
     device: str = "auto",
+    redo: Collection[str] = (),
 ) -> CacheReport:
     """Make, or go on making, the cache of these shards; publish units, anchors and the seal.
 
-    workers: 0 works in this process, else that many dask processes. Raises CacheMismatchError if
+    workers: 0 works in this process, else that many dask processes. redo: names of published units
+    to make anew, once the cache is known to be of this recipe. Raises CacheMismatchError if
     the cache was made from something else, DataError or TeacherError before anything is written,
     LossesError if units failed or too many samples were
     skipped: the rest is published all the same, and a rerun redoes only what is missing.
@@ -100,6 +102,8 @@ def build_cache(
         manifest = agree(cache, plan, shards)
         for item in sets:
             embed_prompt_set(cache, resident_teacher(spec.teacher, device), manifest, item)
+        for name in redo:
+            writer.drop_group(cache, f"units/{name}")
         jobs = _missing(cache, manifest, shards, spec, device)
         if jobs:
             writer.unseal(cache, manifest["generation"])
@@ -196,7 +200,7 @@ def _missing(
         if layout.unit_attributes(cache, unit, fingerprint) is not None:
             continue
         if (cache / "units" / unit.name).exists():
-            writer.drop_unit(cache, unit.name)
+            writer.drop_group(cache, f"units/{unit.name}")
         jobs.append(
             UnitJob(
                 cache=cache,

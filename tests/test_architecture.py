@@ -33,12 +33,16 @@ LEVELS = (
     {"resident"},
     {"conveyor"},
     {"embed", "features", "probes"},
-    {"train", "evaluate"},
-    {"recipe"},
-    {"stage_two", "tables"},
+    {"train", "evaluate", "audit.findings", "audit.live"},
+    {"recipe", "audit.arrays"},
+    {"stage_two", "tables", "audit.units"},
+    {"audit.verify", "audit.reembed", "audit.info", "audit.diff"},
+    {"audit.repair"},
+    {"cli_options"},
+    {"cli_cache"},
     {"cli"},
 )
-UNLEVELLED = {"", "cache"}  # empty packages: a docstring and nothing else
+UNLEVELLED = {"", "cache", "audit"}  # empty packages: a docstring and nothing else
 
 
 def module_name(path: Path) -> str:
@@ -118,6 +122,13 @@ def test_the_reader_loads_no_torch_dask_click_or_pillow() -> None:
 def test_the_command_line_loads_nothing_heavy_before_a_command_runs() -> None:
     loaded = loaded_by("import pipeline.cli")
     assert loaded.isdisjoint({"torch", "dask", "numpy", "zarr", "open_clip", "sklearn", "timm"})
+
+
+@pytest.mark.parametrize("room", ["verify", "info", "diff"])
+def test_looking_at_a_cache_loads_no_torch(room: str) -> None:
+    loaded = loaded_by(f"import pipeline.audit.{room}")
+    assert "zarr" in loaded
+    assert loaded.isdisjoint({"torch", "dask", "distributed", "click", "PIL", "open_clip"})
 
 
 def test_help_answers_within_a_second() -> None:

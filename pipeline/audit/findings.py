@@ -1,7 +1,5 @@
 """Collects what is wrong with a cache; anything that goes wrong on the way is itself a finding."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 
@@ -33,16 +31,40 @@ class Findings:
 
     problems: list[Problem] = field(default_factory=list)
 
-    def add(self, place: str, what: str, array: str | None = None, view: int | None = None) -> None:
-        self.problems.append(Problem(place, what, array, view))
+    def __post_init__(self) -> None:
+        self._seen = set(self.problems)
 
-    @contextmanager
-    def at(self, place: str, array: str | None = None, view: int | None = None) -> Iterator[None]:
+    def add(self, place: str, what: str, array: str | None = None, view: int | None = None) -> None:
+        """Add a problem, once: two checks may come upon the same one."""
+        problem = Problem(place, what, array, view)
+        if problem not in self._seen:
+            self._seen.add(problem)
+            self.problems.append(problem)
+
+    def at(self, place: str, array: str | None = None, view: int | None = None) -> "_At":
         """Run a block that reads what may be garbage; whatever it raises becomes a problem."""
-        try:
-            yield
-        except Damaged as damage:
-            self.add(place, str(damage), array, view)
-        except Exception as error:  # garbage makes JSON, zarr, codecs and numpy raise any kind
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            self.add(place, f"cannot be read ({reason[:300]})", array, view)
+        return _At(self, place, array, view)
+
+
+@dataclass(frozen=True)
+class _At:
+    findings: Findings
+    place: str
+    array: str | None
+    view: int | None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        # Garbage makes JSON, zarr, codecs and numpy raise any kind.
+        reason = str(error) if isinstance(error, Damaged) else f"cannot be read ({told(error)})"
+        self.findings.add(self.place, reason, self.array, self.view)
+        return True
+
+
+def told(error: Exception) -> str:
+    """Return an error of any kind as part of one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

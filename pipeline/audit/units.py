@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.audit import arrays
-from pipeline.audit.findings import Damaged, Findings
+from pipeline.audit.arrays import StoredGroup
+from pipeline.audit.findings import Damaged, Findings, told
 from pipeline.cache import layout
 
 Attributes = Mapping[str, Any]
@@ -42,12 +42,13 @@ def check_unit(
     place = f"units/{unit.name}"
     attributes: Attributes | None = None
     with findings.at(place):
-        attributes = _attributes(cache / place, unit, expected.fingerprint)
+        attributes = read_attributes(cache, unit, expected.fingerprint)
         rows = int(attributes["counts"]["seen"])
         sealed = expected.rows.get((unit.split, unit.shard), rows)
         if rows != sealed:
             raise Damaged(f"its attributes count {rows} samples, the seal {sealed}")
-        small = _check_arrays(cache, unit, attributes, expected.dim, findings, full=full)
+        stored = open_unit(cache, unit, attributes, expected.dim)
+        small = _check_arrays(stored, unit, findings, full=full)
         for fault in _count_faults(attributes, rows, small):
             findings.add(place, fault)
     return attributes
@@ -71,9 +72,10 @@ def check_agreement(units: Sequence[tuple[layout.UnitId, Attributes]], findings:
             )
 
 
-def _attributes(folder: Path, unit: layout.UnitId, fingerprint: str) -> Attributes:
+def read_attributes(cache: Path, unit: layout.UnitId, fingerprint: str) -> Attributes:
     """Return a complete unit's attributes; raises Damaged saying why there are none."""
-    found = layout.unit_attributes(folder.parents[1], unit, fingerprint)
+    folder = cache / "units" / unit.name
+    found = layout.unit_attributes(cache, unit, fingerprint)
     if found is not None:
         return _readable(found)
     if not folder.is_dir():
@@ -82,7 +84,7 @@ def _attributes(folder: Path, unit: layout.UnitId, fingerprint: str) -> Attribut
         attributes = json.loads((folder / "zarr.json").read_text(encoding="utf-8"))["attributes"]
         other = attributes["fingerprint"] != fingerprint
     except Exception as error:  # garbage is no JSON, or JSON of any shape
-        raise Damaged(f"its zarr.json is damaged ({type(error).__name__}: {error})") from None
+        raise Damaged(f"its zarr.json is damaged ({told(error)})") from None
     if other:
         raise Damaged("was made from something else than the manifest says (by its fingerprint)")
     raise Damaged("its attributes are incomplete, or another unit's")
@@ -103,19 +105,8 @@ def _readable(attributes: Attributes) -> Attributes:
     return {**attributes, "digests": digests}
 
 
-def _check_arrays(
-    cache: Path,
-    unit: layout.UnitId,
-    attributes: Attributes,
-    dim: int,
-    findings: Findings,
-    *,
-    full: bool,
-) -> dict[str, np.ndarray]:
-    """Add the problems of each array; return the small ones that are whole."""
-    place = f"units/{unit.name}"
-    folder = cache / place
-    group = arrays.open_group(folder)
+def open_unit(cache: Path, unit: layout.UnitId, attributes: Attributes, dim: int) -> StoredGroup:
+    """Open a unit whose attributes were found good."""
     lengths = {
         "n": int(attributes["counts"]["seen"]),
         "V": unit.num_views,
@@ -123,46 +114,30 @@ def _check_arrays(
         "P": len(layout.PARAM_COLUMNS),
         "6": len(layout.SAMPLE_COLUMNS),
     }
+    folder = cache / "units" / unit.name
+    return StoredGroup(folder, layout.UNIT_ARRAYS, lengths, attributes["digests"])
+
+
+def _check_arrays(
+    stored: StoredGroup, unit: layout.UnitId, findings: Findings, *, full: bool
+) -> dict[str, np.ndarray]:
+    """Add the problems of each array; return the small ones that are whole."""
+    place = f"units/{unit.name}"
     small: dict[str, np.ndarray] = {}
-    for name, array in layout.UNIT_ARRAYS.items():
-        if not array.chunked_by_view:
-            with findings.at(place, name):
-                stored = arrays.open_array(
-                    group, name, array, [lengths[a] for a in array.axes.split()]
-                )
-                small[name] = arrays.read_whole(folder, stored, attributes["digests"][name])
-    for name, array in layout.UNIT_ARRAYS.items():
-        if array.chunked_by_view:
-            with findings.at(place, name):
-                stored = arrays.open_array(
-                    group, name, array, [lengths[a] for a in array.axes.split()]
-                )
-                digests = attributes["digests"][name]
-                _check_views(folder, stored, unit, digests, small.get("valid"), findings, full=full)
+    by_view = {name: array.chunked_by_view for name, array in layout.UNIT_ARRAYS.items()}
+    for name in (name for name in by_view if not by_view[name]):
+        with findings.at(place, name):
+            small[name] = stored.read(name)
+    for name in (name for name in by_view if by_view[name]):
+        for view in range(unit.num_views):
+            with findings.at(place, name, unit.first + view):
+                if not full:
+                    stored.check_view(name, view)
+                    continue
+                values = stored.read_view(name, view)
+                if name == "targets" and "valid" in small:
+                    _check_vectors(values, small["valid"][:, view])
     return small
-
-
-def _check_views(
-    folder: Path,
-    array: Any,
-    unit: layout.UnitId,
-    digests: Sequence[str],
-    valid_nV: np.ndarray | None,
-    findings: Findings,
-    *,
-    full: bool,
-) -> None:
-    """Add the problems of each view of an array that is chunked by view."""
-    if not isinstance(digests, list) or len(digests) != unit.num_views:
-        raise Damaged("its attributes do not hold one digest per view")
-    for view, digest in enumerate(digests):
-        with findings.at(f"units/{unit.name}", array.basename, unit.first + view):
-            if not full:
-                arrays.check_chunk_files(folder, array, view)
-                continue
-            values = arrays.read_view(folder, array, view, digest)
-            if array.basename == "targets" and valid_nV is not None:
-                _check_vectors(values, valid_nV[:, view])
 
 
 def _check_vectors(targets_nD: np.ndarray, valid_n: np.ndarray) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from pipeline import runtime
-from pipeline.audit import arrays
-from pipeline.audit.findings import Damaged, Findings, Problem
+from pipeline.audit.arrays import StoredGroup
+from pipeline.audit.findings import Damaged, Findings, Problem, told
 from pipeline.audit.units import Attributes, Expected, check_agreement, check_unit
 from pipeline.cache import layout
 from pipeline.cache.reader import read_manifest
@@ -254,18 +254,16 @@ def _check_prompt_set(folder: Path, manifest: Mapping[str, Any], findings: Findi
             digests, templates = dict(attributes["digests"]), list(attributes["templates"])
             name, teacher = attributes["name"], attributes["teacher"]
         except Exception as error:  # garbage is no JSON, or JSON of any shape
-            raise Damaged(f"its zarr.json is damaged ({type(error).__name__}: {error})") from None
+            raise Damaged(f"its zarr.json is damaged ({told(error)})") from None
         if name != folder.name:
             raise Damaged(f"holds the prompt set {name}")
         if teacher != layout.teacher_digest(manifest["teacher"]):
             findings.add(place, "was embedded by another teacher")
-        group = arrays.open_group(folder)
         lengths = {"A": None, "T": len(templates), "D": manifest["teacher"]["dim"]}
-        for array, array_layout in layout.ANCHOR_ARRAYS.items():
+        stored = StoredGroup(folder, layout.ANCHOR_ARRAYS, lengths, digests)
+        for array in layout.ANCHOR_ARRAYS:
             with findings.at(place, array):
-                shape = [lengths[axis] for axis in array_layout.axes.split()]
-                stored = arrays.open_array(group, array, array_layout, shape)
-                arrays.read_whole(folder, stored, digests.get(array))
+                stored.read(array)
 
 
 def _foreign(cache: Path, units: Mapping[str, layout.UnitId]) -> list[str]:

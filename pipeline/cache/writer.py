@@ -101,9 +101,16 @@ def unseal(cache: Path, generation: int) -> None:
         sealed.rename(_temporary(cache, "unsealed") / sealed.name)
 
 
-def drop_unit(cache: Path, name: str) -> None:
-    """Move a damaged unit out of the way, so that it can be made again."""
-    (cache / "units" / name).rename(_temporary(cache, "dropped") / name)
+def drop_group(cache: Path, place: str) -> None:
+    """Move a damaged unit or prompt set (units/NAME, anchors/NAME) away, to be made again."""
+    name = Path(place).name
+    (cache / place).rename(_temporary(cache, "dropped") / name)
+
+
+def mend_parent_group(cache: Path, place: str) -> None:
+    """Write anew what makes units/ or anchors/ a Zarr group; the groups inside stay as they are."""
+    (cache / place / "zarr.json").unlink(missing_ok=True)
+    _ensure_parent_group(cache / place)
 
 
 def _publish_group(
