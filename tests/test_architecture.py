@@ -15,12 +15,13 @@ PACKAGE = ROOT / "pipeline"
 # Each module may import only from lower levels, lazily or not.
 LEVELS = (
     {"errors"},
-    {"options", "contracts", "durable", "tar", "yamlfile"},
+    {"options", "contracts", "durable", "tar", "yamlfile", "audit.findings", "cli_options"},
     {"schedule", "shards", "runtime", "rundir", "teacher", "students", "losses", "ema"},
     {"photometry", "decode", "cache.layout", "cache.scratch", "datasets", "prompts"},
-    {"views", "cache.reader", "cache.writer"},
+    {"views", "cache.reader", "cache.writer", "audit.arrays"},
     {
         "anchors",
+        "audit.units",
         "cache.seal",
         "manifest",
         "rendering",
@@ -29,17 +30,13 @@ LEVELS = (
         "probes.linear",
         "probes.zeroshot",
     },
-    {"unit", "renderer", "renderpool"},
+    {"unit", "renderer", "renderpool", "audit.verify", "audit.diff"},
     {"resident"},
     {"conveyor"},
     {"embed", "features", "probes"},
-    {"train", "evaluate", "audit.findings", "audit.live"},
-    {"recipe", "audit.arrays"},
-    {"stage_two", "tables", "audit.units"},
-    {"audit.verify", "audit.reembed", "audit.info", "audit.diff"},
-    {"audit.repair"},
-    {"cli_options"},
-    {"cli_cache"},
+    {"train", "evaluate", "audit.info", "audit.live"},
+    {"recipe", "audit.reembed", "audit.repair"},
+    {"stage_two", "tables", "cli_cache"},
     {"cli"},
 )
 UNLEVELLED = {"", "cache", "audit"}  # empty packages: a docstring and nothing else
