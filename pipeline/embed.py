@@ -102,9 +102,7 @@ def build_cache(
         manifest = agree(cache, plan, shards)
         for item in sets:
             embed_prompt_set(cache, resident_teacher(spec.teacher, device), manifest, item)
-        for name in redo:
-            writer.drop_group(cache, f"units/{name}")
-        jobs = _missing(cache, manifest, shards, spec, device)
+        jobs = _missing(cache, manifest, shards, spec, device, redo)
         if jobs:
             writer.unseal(cache, manifest["generation"])
         done = _run(jobs, manifest, workers, spec.teacher.threads)
@@ -191,16 +189,21 @@ def _missing(
     shards: Sequence[Shard],
     spec: CacheOptions,
     device: str,
+    redo: Collection[str],
 ) -> list[UnitJob]:
-    """Return a job for every planned unit that is not published; what is damaged is moved away."""
+    """Return a job for every planned unit that is not published, or to be redone.
+
+    What stands in the way is moved off.
+    """
     fingerprint = layout.fingerprint(manifest)
     by_name = {(shard.split, shard.name): shard for shard in shards}
     jobs = []
     for unit in layout.planned_units(manifest):
-        if layout.unit_attributes(cache, unit, fingerprint) is not None:
+        published = layout.unit_attributes(cache, unit, fingerprint) is not None
+        if published and unit.name not in redo:
             continue
         if (cache / "units" / unit.name).exists():
-            writer.drop_group(cache, f"units/{unit.name}")
+            writer.drop_unit(cache, unit.name)
         jobs.append(
             UnitJob(
                 cache=cache,

@@ -89,7 +89,7 @@ def shuffle_targets(cache: Path, copy: Path) -> Path:
         arrays = {name: np.asarray(group[name][...]) for name in layout.UNIT_ARRAYS}
         order = np.random.default_rng(0).permutation(len(arrays["targets"]))
         arrays["targets"] = arrays["targets"][order]
-        writer.drop_group(copy, f"units/{unit.name}")
+        writer.drop_unit(copy, unit.name)
         for name in ("digests", "format", "version", "unit"):
             attributes.pop(name)
         writer.publish_unit(copy, unit, arrays, attributes)

@@ -9,8 +9,8 @@ from pipeline.cache import layout
 from pipeline.embed import CacheOptions
 from pipeline.errors import CacheMismatchError
 from pipeline.options import differences, parse
+from pipeline.resident import resident_fingerprint, resident_teacher
 from pipeline.teacher import Teacher, TeacherOptions, check_teacher
-from pipeline.unit import resident_fingerprint, resident_teacher
 
 
 def recorded_options(

@@ -24,11 +24,12 @@ from pipeline.audit.live import live_teacher, recorded_options
 from pipeline.audit.units import open_unit, read_attributes
 from pipeline.cache import layout
 from pipeline.cache.reader import read_manifest
+from pipeline.decode import DecodePolicy
 from pipeline.errors import CacheMismatchError
 from pipeline.schedule import ViewParams, philox_words
 from pipeline.shards import Shard, content_digest
 from pipeline.teacher import Teacher
-from pipeline.views import DecodePolicy, render_views
+from pipeline.views import render_views
 
 _NUM_WORST = 5
 _Vectors = dict[int, list[tuple[int, np.ndarray, np.ndarray]]]

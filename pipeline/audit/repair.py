@@ -86,7 +86,7 @@ def repair_cache(
             recipe=manifest["made_with"]["recipe"],
             workers=workers,
             device=device,
-            redo=[name for name in report.units if (cache / "units" / name).exists()],
+            redo=report.units,
         )
     report.anchors += sorted(_prompt_sets(cache) - sets - {*report.anchors})
     with writer.exclusive(cache):
@@ -160,7 +160,7 @@ def _mend_anchors(
             continue
         teacher = live_teacher(cache, manifest, spec.teacher, device)
         if folder.exists():
-            writer.drop_group(cache, f"anchors/{name}")
+            writer.drop_anchors(cache, name)
         embed_prompt_set(cache, teacher, manifest, prompts)
         mended.append(name)
     return mended

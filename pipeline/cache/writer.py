@@ -101,10 +101,14 @@ def unseal(cache: Path, generation: int) -> None:
         sealed.rename(_temporary(cache, "unsealed") / sealed.name)
 
 
-def drop_group(cache: Path, place: str) -> None:
-    """Move a damaged unit or prompt set (units/NAME, anchors/NAME) away, to be made again."""
-    name = Path(place).name
-    (cache / place).rename(_temporary(cache, "dropped") / name)
+def drop_unit(cache: Path, name: str) -> None:
+    """Move a damaged unit out of the way, so that it can be made again."""
+    (cache / "units" / name).rename(_temporary(cache, "dropped") / name)
+
+
+def drop_anchors(cache: Path, name: str) -> None:
+    """Move a damaged prompt set out of the way, so that it can be embedded again."""
+    (cache / "anchors" / name).rename(_temporary(cache, "dropped") / name)
 
 
 def mend_parent_group(cache: Path, place: str) -> None:

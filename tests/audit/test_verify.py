@@ -133,7 +133,7 @@ def test_garbage_in_any_metadata_is_a_finding_there(cache_copy: Path, garbage: b
     assert {place for place, _, _ in places(cache_copy)} == set(files)
 
 
-@pytest.mark.parametrize("garbage", [*GARBAGE, b'{"format": "beamclip-cache", "version": 1}'])
+@pytest.mark.parametrize("garbage", [*GARBAGE, b'{"format": "beamclip-cache", "version": 2}'])
 def test_a_damaged_manifest_is_the_one_finding(cache_copy: Path, garbage: bytes) -> None:
     layout.manifest_path(cache_copy, 0).write_bytes(garbage)
     verdict = verify_cache(cache_copy, full=True)
