@@ -10,6 +10,7 @@ import click
 
 from pipeline import __version__
 from pipeline.cli_anchors import anchors
+from pipeline.cli_cache import cache
 from pipeline.cli_options import PATH as _PATH
 from pipeline.cli_options import device_option as _device
 from pipeline.cli_options import emit as _emit
@@ -251,6 +252,7 @@ def _print_shards(paths: list[Path], as_json: bool) -> None:
 
 
 main.add_command(anchors)
+main.add_command(cache)
 
 
 if __name__ == "__main__":

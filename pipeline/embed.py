@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,12 +91,14 @@ def build_cache(
     device: str = "auto",
     extend: bool = False,
     views_per_unit: int | None = None,
+    redo: Collection[str] = (),
 ) -> CacheReport:
     """Make, or go on making, the cache of these shards; publish units, anchors and the seal.
 
     workers: 0 works in this process, else that many dask processes. extend: add what a begun cache
     lacks as its next generation. views_per_unit: the most views of one unit, by default all; units
-    that a begun cache has planned keep their views. Raises CacheMismatchError if the cache was made
+    that a begun cache has planned keep their views. redo: names of published units to make anew,
+    once the cache is known to be of this recipe. Raises CacheMismatchError if the cache was made
     from something else, DataError or TeacherError before anything is written, LossesError if units
     failed or too many samples were skipped: the rest is published all the same, and a rerun redoes
     only what is missing.
@@ -112,7 +114,7 @@ def build_cache(
         manifest = agreed.manifest
         for item in sets:
             embed_prompt_set(cache, resident_teacher(spec.teacher, device), manifest, item)
-        jobs = _missing(cache, manifest, agreed.published, shards, spec, device)
+        jobs = _missing(cache, manifest, agreed.published, shards, spec, device, redo)
         _unseal(cache, jobs)
         done = _run(jobs, manifest, workers, spec.teacher.threads)
         counts = seal_cache(cache, manifest, spec.max_skip_fraction)
@@ -171,13 +173,17 @@ def _missing(
     shards: Sequence[Shard],
     spec: CacheOptions,
     device: str,
+    redo: Collection[str],
 ) -> list[UnitJob]:
-    """Return a job for every planned unit that is not published; what is damaged is moved away."""
+    """Return a job for every planned unit that is not published, or to be redone.
+
+    What stands in the way is moved off.
+    """
     fingerprint = layout.fingerprint(manifest)
     by_name = {(shard.split, shard.name): shard for shard in shards}
     jobs = []
     for unit in layout.planned_units(manifest):
-        if unit in published:
+        if unit in published and unit.name not in redo:
             continue
         if (cache / "units" / unit.name).exists():
             writer.drop_unit(cache, unit.name)

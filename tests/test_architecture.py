@@ -15,12 +15,13 @@ PACKAGE = ROOT / "pipeline"
 # Each module may import only from lower levels, lazily or not.
 LEVELS = (
     {"errors"},
-    {"options", "contracts", "durable", "tar", "yamlfile"},
+    {"options", "contracts", "durable", "tar", "yamlfile", "audit.findings", "cli_options"},
     {"schedule", "shards", "runtime", "rundir", "teacher", "students", "losses", "ema"},
     {"photometry", "decode", "cache.layout", "cache.scratch", "datasets", "prompts"},
-    {"views", "cache.reader", "cache.writer"},
+    {"views", "cache.reader", "cache.writer", "audit.arrays"},
     {
         "anchors",
+        "audit.units",
         "cache.seal",
         "manifest",
         "rendering",
@@ -29,18 +30,17 @@ LEVELS = (
         "probes.linear",
         "probes.zeroshot",
     },
-    {"unit", "renderer", "renderpool"},
+    {"unit", "renderer", "renderpool", "audit.verify", "audit.diff"},
     {"resident"},
     {"conveyor"},
     {"texts", "features", "probes"},
     {"embed", "train", "evaluate"},
-    {"recipe"},
-    {"stage_two", "tables"},
-    {"cli_options"},
-    {"cli_anchors"},
+    {"recipe", "audit.info", "audit.live"},
+    {"stage_two", "tables", "audit.reembed", "audit.repair"},
+    {"cli_anchors", "cli_cache"},
     {"cli"},
 )
-UNLEVELLED = {"", "cache"}  # empty packages: a docstring and nothing else
+UNLEVELLED = {"", "cache", "audit"}  # empty packages: a docstring and nothing else
 
 
 def module_name(path: Path) -> str:
@@ -122,6 +122,13 @@ def test_the_reader_loads_no_torch_dask_click_or_pillow() -> None:
 def test_the_command_line_loads_nothing_heavy_before_a_command_runs() -> None:
     loaded = loaded_by("import pipeline.cli")
     assert loaded.isdisjoint({"torch", "dask", "numpy", "zarr", "open_clip", "sklearn", "timm"})
+
+
+@pytest.mark.parametrize("room", ["verify", "info", "diff"])
+def test_looking_at_a_cache_loads_no_torch(room: str) -> None:
+    loaded = loaded_by(f"import pipeline.audit.{room}")
+    assert "zarr" in loaded
+    assert loaded.isdisjoint({"torch", "dask", "distributed", "click", "PIL", "open_clip"})
 
 
 def test_help_answers_within_a_second() -> None:

@@ -22,7 +22,9 @@ from pipeline.schedule import ViewParams
 
 FORMAT = "beamclip-cache"
 VERSION = 2
+PLACES = {".lock", ".tmp", "manifest", "units", "anchors", "index"}  # all that a cache may hold
 CHUNK_ROWS = 4096
+NORM_TOLERANCE = 2e-3  # of a float16 target: each of D components is rounded; 6e-5 at D = 512
 PARAM_COLUMNS = ViewParams._fields
 SAMPLE_COLUMNS = ("ordinal", "offset", "bytes", "width", "height", "label")
 # Manifest fields that decide the bytes of a cache; the rest may differ between two runs.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import dask.array
 
 _RESEAL = "run teacher-cache again: it writes the index anew from the units"
-_REDO = "remove its folder and run teacher-cache again: only that unit is made anew"
+_REDO = "`beamclip cache repair` makes it anew, and touches nothing else"
 
 
 @dataclass(frozen=True)

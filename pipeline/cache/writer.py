@@ -18,7 +18,6 @@ from pipeline.cache import layout
 from pipeline.errors import CacheError
 
 _ZSTD_LEVEL = 3
-_NORM_TOLERANCE = 2e-3  # float16 rounds each of D components; measured 6e-5 at D = 512
 
 
 @contextlib.contextmanager
@@ -37,13 +36,10 @@ def exclusive(cache: Path) -> Iterator[None]:
         yield
 
 
-_OWN = {".lock", ".tmp", "manifest", "units", "anchors", "index"}
-
-
 def check_place(cache: Path) -> None:
     """Raise CacheError unless `cache` is new, empty or a cache: nobody's files are touched."""
     found = {path.name for path in cache.iterdir()} if cache.is_dir() else set()
-    if foreign := sorted(found - _OWN):
+    if foreign := sorted(found - layout.PLACES):
         raise CacheError(f"{cache} is no cache: it holds {foreign[0]!r}; name a new folder")
     if found - {".lock"} and "manifest" not in found:
         raise CacheError(
@@ -111,6 +107,17 @@ def drop_unit(cache: Path, name: str) -> None:
     (cache / "units" / name).rename(_temporary(cache, "dropped") / name)
 
 
+def drop_anchors(cache: Path, name: str) -> None:
+    """Move a damaged prompt set out of the way, so that it can be embedded again."""
+    (cache / "anchors" / name).rename(_temporary(cache, "dropped") / name)
+
+
+def mend_parent_group(cache: Path, place: str) -> None:
+    """Write anew what makes units/ or anchors/ a Zarr group; the groups inside stay as they are."""
+    (cache / place / "zarr.json").unlink(missing_ok=True)
+    _ensure_parent_group(cache / place)
+
+
 def _publish_group(
     cache: Path,
     place: str,
@@ -154,7 +161,7 @@ def _write_array(
 
 def _check_targets(unit: layout.UnitId, arrays: Mapping[str, np.ndarray]) -> None:
     norms = np.linalg.norm(arrays["targets"][arrays["valid"]].astype(np.float32), axis=-1)
-    if not np.all(np.abs(norms - 1) < _NORM_TOLERANCE):  # false for NaN too
+    if not np.all(np.abs(norms - 1) < layout.NORM_TOLERANCE):  # false for NaN too
         raise CacheError(f"unit {unit.name}: a valid target is not a normalised finite vector")
 
 
