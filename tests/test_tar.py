@@ -13,7 +13,7 @@ from pipeline.shards import (
     read_samples,
     split_name,
 )
-from pipeline.tar import MAX_MEMBER_BYTES
+from pipeline.tar import MAX_HEADER_BYTES
 from tests.tars import (
     BLOCK,
     LONG_KEY,
@@ -21,6 +21,7 @@ from tests.tars import (
     SMALL,
     contents,
     ended,
+    entries,
     member_header,
     padded,
     pax,
@@ -47,12 +48,9 @@ def test_members_and_offsets_agree_with_tarfile(tmp_path: Path, format: int) -> 
     content = shard.path.read_bytes()
     with tarfile.open(shard.path) as tar:
         expected = [(info.name, info.offset_data, tar.extractfile(info).read()) for info in tar]
-    found = [
-        (f"{sample.key}.{name}" if name else sample.key, member.offset, member.content)
-        for sample in read(shard)
-        for name, member in sample.members.items()
-    ]
+    found = entries(shard.path)
     assert found == expected
+    assert len(found) == len(SMALL)
     for _, offset, body in found:
         assert content[offset : offset + len(body)] == body
 
@@ -67,7 +65,7 @@ def test_samples_agree_with_webdataset(shards_dir: Path) -> None:
         ("test", "000000"),
     ]
     for shard in shards:
-        theirs = [
+        theirs = [  # images and labels, which is all that a sample holds
             (item["__key__"], {k: v for k, v in item.items() if not k.startswith("__")})
             for item in webdataset.WebDataset(str(shard.path), shardshuffle=False)
         ]
@@ -266,11 +264,19 @@ DAMAGED = {
     "sparse in extended form": (
         ended(pax(b"22 GNU.sparse.major=1\n"), FIRST), "sparse"
     ),
-    "claims too much": (
-        ended(member_header("a.jpg", tarfile.REGTYPE, MAX_MEMBER_BYTES + 1)), "claims"
-    ),
     "claims more than there is": (
-        ended(member_header("a.jpg", tarfile.REGTYPE, 1 << 20)), "too early"
+        ended(member_header("a.jpg", tarfile.REGTYPE, 1 << 20)), "claims 1048576 bytes of the 1024"
+    ),
+    "claims more than any disk has": (
+        ended(member_header("a.jpg", tarfile.REGTYPE, 1 << 60)), "claims"
+    ),
+    "a name of more than a megabyte": (
+        ended(
+            member_header("././@LongLink", tarfile.GNUTYPE_LONGNAME, MAX_HEADER_BYTES + 1),
+            padded(b"a" * (MAX_HEADER_BYTES + 1)),
+            FIRST,
+        ),
+        "extended header of 1048577 bytes",
     ),
     "claims less than nothing": (ended(member_header("a.jpg", tarfile.REGTYPE, -1)), "claims"),
     "key appears twice": (tar_bytes([("a.jpg", b""), ("b.jpg", b""), ("a.cls", b"")]), "'a'"),
