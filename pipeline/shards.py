@@ -285,7 +285,7 @@ def _status(location: str) -> storage.Status | str:
         status = storage.status(location)
         if not storage.file_name(location).endswith(".tar"):
             return "not a .tar (compressed tars have no offsets: unpack them first)"
-        block = storage.first_bytes(location, BLOCK)
+        block = storage.first_bytes(location, BLOCK) if status.size_bytes else b""
     except OSError as error:
         return str(error.strerror)
     if not block:

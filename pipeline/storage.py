@@ -67,7 +67,8 @@ def check_allowed(location: str, allowed: Collection[str]) -> None:
     if store is None:
         return
     if store == "file":
-        raise ShardError(f"{location!r} is no path: write {location.partition(':')[2]!r} instead")
+        path = location.partition(":")[2].removeprefix("//")
+        raise ShardError(f"{location!r} is no path: write {path!r} instead")
     if store not in STORES or "::" in location or not location[len(store) :].startswith("://"):
         raise ShardError(
             f"{location!r} is no path, and no URL of a known store ({', '.join(STORES)}); "
@@ -241,5 +242,5 @@ def _told(location: str) -> Iterator[None]:
     except FileNotFoundError:
         raise FileNotFoundError(errno.ENOENT, "No such object", shown(location)) from None
     except Exception as error:  # stores, their clients and event loops raise many kinds
-        reason = f"{type(error).__name__}: {error}"[:300]
+        reason = re.sub(r"\?[^\s'\"]*", "?...", f"{type(error).__name__}: {error}")[:300]
         raise OSError(errno.EIO, reason, shown(location)) from None

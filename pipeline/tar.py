@@ -93,16 +93,18 @@ class _Walk:
             raise self.fault(f"an extended header of {size} bytes, at most {MAX_HEADER_BYTES}")
 
     def exactly(self, count: int) -> bytes:
-        """Read `count` bytes; whole pieces are put together once."""
-        content = bytearray()
-        while len(content) < count:
-            content += self._piece(count - len(content))
-        return bytes(content)
+        content = self._piece(count) if count else b""  # all at once, from a file
+        if len(content) == count:
+            return content
+        pieces = bytearray(content)
+        while len(pieces) < count:
+            pieces += self._piece(count - len(pieces))
+        return bytes(pieces)
 
     def skip_to(self, position: int) -> None:
         """Read on without keeping anything."""
         while self.position < position:
-            self._piece(position - self.position)
+            self._piece(min(position - self.position, _READ_BYTES))
 
     def padding(self) -> None:
         self.skip_to(self.position + -self.position % BLOCK)
@@ -139,7 +141,7 @@ class _Walk:
         return None
 
     def _piece(self, most: int) -> bytes:
-        piece = self._next(min(most, _READ_BYTES))
+        piece = self._next(most)
         if not piece:
             raise self.fault(f"the file ends {most} bytes too early")
         return piece
