@@ -9,7 +9,7 @@ from pipeline import storage
 from pipeline.errors import ShardError
 
 SPLITS = ("train", "val", "test")
-MOST_NAMES = 10_000_000  # of one pattern; a slip of the finger must not fill the memory
+MOST_NAMES = 1_000_000  # of one pattern; a slip of the finger must not fill the memory
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
 
 

@@ -77,8 +77,8 @@ def check_allowed(location: str, allowed: Collection[str]) -> None:
     if store not in allowed:
         raise ShardError(
             f"{shown(location)!r} is no path. teacher-cache reads from {store} if it is allowed "
-            f"to: add --allow {store}. Everything else reads at byte offsets: copy the shards near "
-            "and give their paths"
+            f"to: add --allow {store}. All else reads files (stage two at byte offsets): "
+            "copy the shards near and give their paths"
         )
 
 

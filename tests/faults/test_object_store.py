@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.cache.reader import read_manifest
 from tests.buckets import Bucket
-from tests.faults.commands import teacher_cache
+from tests.faults.commands import beamclip, teacher_cache
 from tests.faults.law import check_law
 from tests.tars import tar_bytes
 
@@ -61,6 +61,18 @@ def test_shards_in_a_bucket_give_the_cache_that_files_give(
 
 
 ALLOW = ("--allow", "s3")
+
+
+def test_stage_two_is_told_to_copy_the_shards_near(
+    tmp_path: Path, bucket: Bucket, shards_dir: Path, recipe_file: Path, sealed_cache: Path
+) -> None:
+    bucket.put_folder(shards_dir, "a")
+    shared = ("--cache", sealed_cache, "--shards", f"s3://{bucket.name}/a", "--run", tmp_path / "r")
+    done = beamclip("train-student", "--recipe", recipe_file, *shared)
+    assert done.returncode == 1
+    assert "copy the shards near and give their paths" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "r").exists()
 
 
 def test_classes_in_another_order_are_refused_in_a_bucket_too(
