@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tracemalloc
 from hashlib import sha256
 from pathlib import Path
 
@@ -180,6 +181,7 @@ def test_stage_two_is_told_to_copy_the_shards_near(bucket: Bucket) -> None:
 def test_a_missing_package_is_named() -> None:
     code = """
 import sys
+import tracemalloc
 
 class Blocked:
     def find_spec(self, name, path=None, target=None):
@@ -224,3 +226,20 @@ def test_a_shard_that_grew_while_it_was_read_says_so(tmp_path: Path) -> None:
         file.write(bytes(1024))
     with pytest.raises(ShardError, match="changed while it was read"):
         list(samples)
+
+
+def test_an_object_is_read_ahead_in_bounded_memory(bucket: Bucket) -> None:
+    size = 96 << 20
+    bucket.put("train-0.tar", bytes(size))
+    location, found = f"s3://{bucket.name}/train-0.tar", 0
+    storage.status(location)  # loads what is loaded once
+    tracemalloc.start()
+    try:
+        with storage.opened(location) as file:
+            while piece := file.read(1 << 20):
+                found += len(piece)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found == size
+    assert peak < size / 3

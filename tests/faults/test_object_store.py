@@ -2,6 +2,8 @@
 
 import http.server
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,6 +75,21 @@ def test_stage_two_is_told_to_copy_the_shards_near(
     assert "copy the shards near and give their paths" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.slow
+def test_dask_workers_read_from_a_bucket(
+    tmp_path: Path, bucket: Bucket, shards_dir: Path, recipe_file: Path, sealed_cache: Path
+) -> None:
+    bucket.put_folder(shards_dir, "a")
+    command = [Path(sys.executable).with_name("beamclip"), "teacher-cache", "--workers", "2"]
+    command += ["--cache", tmp_path / "cache", "--shards", f"s3://{bucket.name}/a", *ALLOW]
+    command += ["--recipe", recipe_file, "--device", "cpu"]
+    done = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, check=False, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    assert check_law(tmp_path / "cache", exit_code=0).arrays == check_law(sealed_cache).arrays
 
 
 def test_classes_in_another_order_are_refused_in_a_bucket_too(
