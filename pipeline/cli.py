@@ -12,6 +12,7 @@ from pipeline import __version__
 from pipeline.cli_anchors import anchors
 from pipeline.cli_cache import cache
 from pipeline.cli_options import PATH as _PATH
+from pipeline.cli_options import allow_option as _allow
 from pipeline.cli_options import device_option as _device
 from pipeline.cli_options import emit as _emit
 from pipeline.cli_options import json_option as _json
@@ -119,6 +120,7 @@ def teacher_tiny(
 
 @main.command("teacher-cache")
 @_shards
+@_allow
 @click.option("--cache", type=_PATH, required=True, help="Folder of the cache, new or begun.")
 @_recipe
 @_set
@@ -134,6 +136,7 @@ def teacher_tiny(
 @_json
 def teacher_cache(
     shards: tuple[str, ...],
+    allow: tuple[str, ...],
     cache: Path,
     recipe: str,
     overrides: tuple[str, ...],
@@ -156,7 +159,7 @@ def teacher_cache(
     loaded = load_recipe(recipe, (*overrides, f"views={views}") if views else overrides)
     report = build_cache(
         cache,
-        find_shards(shards),
+        find_shards(shards, allow=allow),
         loaded.cache_options(),
         recipe=loaded.resolved(),
         workers=workers,

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from pipeline.storage import STORES
+
 PATH = click.Path(path_type=Path)
 shards_option = click.option(
     "--shards",
@@ -14,6 +16,12 @@ shards_option = click.option(
     required=True,
     metavar="PATTERN",
     help="Tars, a folder of tars, a glob, a {000..100} range, @list-file or SPLIT=PATTERN.",
+)
+allow_option = click.option(
+    "--allow",
+    multiple=True,
+    type=click.Choice(list(STORES)),
+    help="Read shards from this kind of store too.  [default: from paths alone]",
 )
 recipe_option = click.option("--recipe", required=True, help="A recipe's name, or a .yaml file.")
 set_option = click.option(

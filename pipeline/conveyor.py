@@ -18,7 +18,7 @@ import torch
 
 from pipeline import durable, runtime
 from pipeline.cache import layout
-from pipeline.errors import SampleError, ShardError, TeacherError
+from pipeline.errors import SampleError, TeacherError
 from pipeline.photometry import apply_photometry
 from pipeline.rendering import Rendered, RenderPlan, Request, Slab
 from pipeline.renderpool import Renderers, RenderersError
@@ -281,11 +281,8 @@ class _Feeder(threading.Thread):
 
     def _read(self, unit: _Unit) -> None:
         shard, digest = unit.rows.job.shard, sha256()
-        for sample in read_samples(shard, digest):
+        for sample in read_samples(shard, digest, max_image_bytes=unit.plan.decode.max_bytes):
             self._add(unit, sample)
-        after = shard.path.stat()
-        if (after.st_size, after.st_mtime_ns) != (shard.size_bytes, shard.mtime_ns):
-            raise ShardError(f"{shard.path} changed while it was read: run teacher-cache again")
         unit.shard_sha256 = digest.hexdigest()
 
     def _add(self, unit: _Unit, sample: Sample) -> None:
@@ -296,12 +293,13 @@ class _Feeder(threading.Thread):
             image = sample.image()
             unit.rows.describe(sample.ordinal, image)
             unit.rows.describe(sample.ordinal, image, sample.label())
+            encoded = image.content
         except SampleError as error:
             self._answer(slot, Rendered(reason=error.reason, detail=error.detail))
             return
         while not self._renderers.has_room():
             self._collect(block=True)
-        self._renderers.submit(unit.plan, Request(slot, sample.key, image.content))
+        self._renderers.submit(unit.plan, Request(slot, sample.key, encoded))
         self._collect(block=False)
 
     def _ask(self, unit: _Unit, ordinal: int) -> int:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from pipeline import durable, runtime
 from pipeline.errors import DataError
-from pipeline.shards import IMAGE_EXTENSIONS, SPLITS, write_shards
+from pipeline.patterns import SPLITS
+from pipeline.shards import IMAGE_EXTENSIONS, write_shards
 
 _log = logging.getLogger(__name__)
 _NUM_DIGITS_TEST = 540

@@ -4,7 +4,6 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from pipeline.decode import DecodePolicy
 from pipeline.errors import CacheMismatchError
 from pipeline.options import ABSENT, differences, to_mapping
 from pipeline.schedule import EVAL, EvalSchedule, Schedule
-from pipeline.shards import Shard
+from pipeline.shards import Shard, sha256_of
 from pipeline.teacher import LOCAL_DIR
 
 # Libraries whose code decides pixels or vectors.
@@ -198,7 +197,7 @@ def _split_plan(
         ]
     return {
         "shards": [
-            {"name": shard.name, "bytes": shard.size_bytes, "mtime_ns": shard.mtime_ns}
+            {"name": shard.name, "bytes": shard.size_bytes, **shard.version}
             for shard in shards
             if shard.split == split
         ],
@@ -246,11 +245,11 @@ def _changed_content(
 ) -> list[_Change]:
     """Compare each shard with what its published units saw; one without any may have been mended.
 
-    A shard whose size and time are as they were is taken to be the same; one whose time alone
-    differs is hashed.
+    A shard whose size and time (or ETag) are as they were is taken to be the same; one whose time
+    alone differs is hashed.
     """
-    times = {
-        (split, shard["name"]): shard["mtime_ns"]
+    versions = {
+        (split, shard["name"]): {key: shard[key] for key in ("mtime_ns", "etag") if key in shard}
         for split, content in old["splits"].items()
         for shard in content["shards"]
     }
@@ -265,14 +264,6 @@ def _changed_content(
         field, seen = f"splits.{shard.split}.shards.{shard.name}", first_seen[place]
         if shard.size_bytes != seen["bytes"]:
             changed.append((f"{field}.bytes", seen["bytes"], shard.size_bytes))
-        elif times[place] != shard.mtime_ns and (found := _sha256(shard.path)) != seen["sha256"]:
+        elif versions[place] != shard.version and (found := sha256_of(shard)) != seen["sha256"]:
             changed.append((f"{field}.sha256", seen["sha256"], found))
     return changed
-
-
-def _sha256(path: Path) -> str:
-    digest = sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()

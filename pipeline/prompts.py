@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline import storage
 from pipeline.errors import DataError, RecipeError
 from pipeline.options import nearest, options, parse
 from pipeline.shards import Shard
@@ -81,11 +82,11 @@ def check_class_order(prompts: PromptFile, shards: Sequence[Shard]) -> None:
     Labels count its lines. Raises DataError if the prompts have the same names in another order;
     other names may mean the same, and are warned of.
     """
-    for folder in dict.fromkeys(shard.path.parent for shard in shards):
-        path = folder / "classes.txt"
-        if not path.is_file():
+    for path in dict.fromkeys(storage.beside(shard.location, "classes.txt") for shard in shards):
+        listed = storage.read_if_there(path)
+        if listed is None:
             continue
-        labels = [_folded(name) for name in path.read_bytes().decode(errors="replace").splitlines()]
+        labels = [_folded(name) for name in listed.decode(errors="replace").splitlines()]
         names = [_folded(item.name) for item in prompts.classes]
         place = next((i for i, pair in enumerate(zip(labels, names)) if pair[0] != pair[1]), None)  # noqa: B905
         if place is None:

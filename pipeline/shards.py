@@ -1,34 +1,75 @@
 """Finds, reads and writes WebDataset shards: samples are members of a tar that share a key."""
 
-import glob
+import contextlib
 import hashlib
 import itertools
-import os
 import re
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import durable
+from pipeline import durable, storage
 from pipeline.errors import SampleError, ShardError
-from pipeline.tar import BLOCK, Member, read_members
+from pipeline.patterns import SPLITS, expand
+from pipeline.tar import BLOCK, Entry, walk_tar
 
-SPLITS = ("train", "val", "test")
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-_TARS = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
+MAX_IMAGE_BYTES = 64 << 20
+MAX_LABEL_BYTES = 4096
+MAX_MEMBERS = 10_000  # of one sample
+_ASKED_AT_ONCE = 32
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar on disk. `name` is unique within its split; `path` is where it lies today."""
+    """One tar. `name` is unique within its split; `location` (path or URL) is where it lies today.
+
+    Size and version say which content is meant: a file has `mtime_ns`, an object an `etag`.
+    """
 
     split: str
     name: str
-    path: Path
+    location: str
     size_bytes: int
-    mtime_ns: int
+    mtime_ns: int | None = None
+    etag: str | None = None
+
+    @property
+    def path(self) -> Path:
+        """The path of a shard in the file system; raises ShardError for any other."""
+        if storage.store_of(self.location) is not None:
+            raise ShardError(
+                f"{self} is no file: this reads at byte offsets, so copy the shards near and give "
+                "their paths (their names and bytes must stay as they are)"
+            )
+        return Path(self.location)
+
+    @property
+    def version(self) -> dict[str, int | str]:
+        """What a manifest records beside the size: {"mtime_ns": ...} or {"etag": ...}."""
+        return {"etag": self.etag} if self.etag is not None else {"mtime_ns": self.mtime_ns or 0}
+
+    def __str__(self) -> str:
+        return storage.shown(self.location)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file of a sample: where its content begins in the tar, and the content if it is held."""
+
+    offset: int
+    size_bytes: int
+    held: bytes | None
+
+    @property
+    def content(self) -> bytes:
+        """The member's bytes; raises SampleError if they were too many to be held."""
+        if self.held is None:
+            raise SampleError("too-many-bytes", f"{self.size_bytes} bytes, more than is allowed")
+        return self.held
 
 
 @dataclass(frozen=True)
@@ -42,82 +83,145 @@ class Sample:
     @property
     def end(self) -> int:
         """Where the sample's last content ends in the tar."""
-        return max(member.offset + len(member.content) for member in self.members.values())
+        return max(member.offset + member.size_bytes for member in self.members.values())
 
     def image(self) -> Member:
         """Return the image member; raises SampleError if there is none, or more than one."""
         found = [extension for extension in IMAGE_EXTENSIONS if extension in self.members]
         if len(found) != 1:
             reason = "several-images" if found else "no-image"
-            raise SampleError(reason, f"members: {', '.join(self.members) or 'none'}")
+            names = ", ".join(itertools.islice(self.members, 20))
+            raise SampleError(reason, f"members: {names or 'none'}")
         return self.members[found[0]]
 
     def label(self) -> int:
         """Return the class number of the `.cls` member, or -1 if there is none."""
         if "cls" not in self.members:
             return -1
-        text = self.members["cls"].content
-        if not re.fullmatch(rb"\s*\d{1,9}\s*", text):
-            raise SampleError("bad-label", f".cls holds {text[:40]!r}, not a class number")
+        text = self.members["cls"].held
+        if text is None or not re.fullmatch(rb"\s*\d{1,9}\s*", text):
+            found = f"{self.members['cls'].size_bytes} bytes" if text is None else f"{text[:40]!r}"
+            raise SampleError("bad-label", f".cls holds {found}, not a class number")
         return int(text)
 
 
-def find_shards(patterns: Sequence[str]) -> list[Shard]:
+def find_shards(patterns: Sequence[str], *, allow: Collection[str] = ()) -> list[Shard]:
     """Return the shards that the patterns name, in order of split, then name.
 
     A pattern is a file, a folder of tars, a glob, a brace range, or `@file` with one pattern per
-    line. `SPLIT=pattern` states the split; else the file name does (`train-000003.tar`). Raises
-    ShardError naming at once every file that is missing, empty, compressed or foreign, and every
-    pattern that matches nothing.
+    line (relative paths start in the current folder, there too). `SPLIT=pattern` states the split;
+    else the file name does (`train-000003.tar`). allow: the stores of `storage.STORES` that shards
+    may be read from beside paths, as in {"s3"}. Raises ShardError naming at once every file that is
+    missing, empty, compressed or foreign, and every pattern that matches nothing.
     """
-    found = list(itertools.chain.from_iterable(_expand(pattern) for pattern in patterns))
+    found = list(itertools.chain.from_iterable(expand(pattern, allow) for pattern in patterns))
     if not found:
         raise ShardError("no shards: no pattern was given")
     return shards_at(found)
 
 
-def shards_at(paths: Sequence[tuple[str | None, Path]]) -> list[Shard]:
-    """Return the shards at (split or None, path), as `find_shards` does for patterns."""
-    faults = [fault for _, path in paths if (fault := _fault(path))]
+def shards_at(places: Sequence[tuple[str | None, str | Path]]) -> list[Shard]:
+    """Return the shards at (split or None, location), as `find_shards` does for patterns."""
+    locations = [str(place) for _, place in places]
+    statuses = _statuses(locations)
+    faults = [
+        f"  {storage.shown(location)}: {status}"
+        for location, status in zip(locations, statuses, strict=True)
+        if isinstance(status, str)
+    ]
     if faults:
-        raise ShardError("\n".join([f"{len(faults)} of {len(paths)} shards:", *faults]))
-    shards = [_shard(split, path) for split, path in paths]
+        raise ShardError("\n".join([f"{len(faults)} of {len(places)} shards:", *faults]))
+    shards = [
+        _shard(split, location, status)
+        for (split, _), location, status in zip(places, locations, statuses, strict=True)
+        if not isinstance(status, str)
+    ]
     shards.sort(key=lambda shard: (SPLITS.index(shard.split), shard.name))
     for one, other in itertools.pairwise(shards):
         if (one.split, one.name) == (other.split, other.name):
             raise ShardError(
-                f"two shards are both {one.split}-{one.name}: {one.path} and {other.path}; "
+                f"two shards are both {one.split}-{one.name}: {one} and {other}; "
                 "give each file once, under its own name"
             )
     return shards
 
 
-def read_samples(shard: Shard, digest: "hashlib._Hash | None" = None) -> Iterator[Sample]:
+def sha256_of(shard: Shard) -> str:
+    """Read a whole shard; return the sha256 of its bytes. Raises ShardError or OSError."""
+    digest = hashlib.sha256()
+    with storage.opened(shard.location) as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def read_samples(
+    shard: Shard,
+    digest: "hashlib._Hash | None" = None,
+    *,
+    max_image_bytes: int = MAX_IMAGE_BYTES,
+) -> Iterator[Sample]:
     """Yield every sample of a tar, in order; raises ShardError at the first thing out of order.
 
-    `digest`, if given, is fed every byte of the file: it is complete when the iterator ends.
+    Only one image (of at most `max_image_bytes`) and the label of a sample are held in memory;
+    other members are read over, and never interpreted. `digest`, if given, is fed every byte of the
+    file: it is complete when the iterator ends. So is the tar, and what it was when it was found.
     """
-    with open(shard.path, "rb") as file:
-        ordinal, key, members = 0, None, dict[str, Member]()
-        seen: set[str] = set()
-        for name, member in read_members(shard.path, file, digest):
-            member_key, extension = split_name(name)
-            if member_key != key:
-                if key is not None:
-                    yield Sample(ordinal, key, members)
-                    ordinal += 1
-                if member_key in seen:
-                    raise ShardError(
-                        f"{shard.path}: key {member_key!r} appears twice, with other keys between; "
-                        "the members of a sample must stand together: write the shard anew"
-                    )
-                seen.add(member_key)
-                key, members = member_key, {}
-            if extension in members:
-                raise ShardError(f"{shard.path}: member {name!r} appears twice")
-            members[extension] = member
-        if key is not None:
-            yield Sample(ordinal, key, members)
+    try:
+        with storage.opened(shard.location) as file:
+            entries = walk_tar(str(shard), file, shard.size_bytes, digest)
+            yield from _samples(shard, entries, max_image_bytes)
+    except (ShardError, OSError):
+        with contextlib.suppress(OSError):
+            check_unchanged(shard)
+        raise
+    check_unchanged(shard)
+
+
+def check_unchanged(shard: Shard) -> None:
+    """Raise ShardError if a shard has another size or version than it was found with; or OSError.
+
+    `read_samples` ends with it.
+    """
+    wanted = storage.Status(shard.size_bytes, shard.mtime_ns, shard.etag)
+    if storage.status(shard.location) != wanted:
+        raise ShardError(f"{shard} changed while it was read: run teacher-cache again")
+
+
+def _samples(shard: Shard, entries: Iterable[Entry], max_image_bytes: int) -> Iterator[Sample]:
+    """Gather members that share a key; each key's members must stand together."""
+    ordinal, key, members = 0, None, dict[str, Member]()
+    seen: set[str] = set()
+    for entry in entries:
+        member_key, extension = split_name(entry.name)
+        if member_key != key:
+            if key is not None:
+                yield Sample(ordinal, key, members)
+                ordinal += 1
+            if member_key in seen:
+                raise ShardError(
+                    f"{shard}: key {member_key[:200]!r} appears twice, with other keys between; "
+                    "the members of a sample must stand together: write the shard anew"
+                )
+            seen.add(member_key)
+            key, members = member_key, {}
+        if extension in members:
+            raise ShardError(f"{shard}: member {entry.name[:200]!r} appears twice")
+        if len(members) == MAX_MEMBERS:
+            raise ShardError(f"{shard}: key {key[:200]!r} has more than {MAX_MEMBERS} members")
+        held = entry.size_bytes <= _most_bytes(extension, members, max_image_bytes)
+        members[extension] = Member(entry.offset, entry.size_bytes, entry.read() if held else None)
+    if key is not None:
+        yield Sample(ordinal, key, members)
+
+
+def _most_bytes(extension: str, members: Collection[str], max_image_bytes: int) -> int:
+    """Return up to how many bytes a member is held: the first image, the label, nothing else."""
+    if extension == "cls":
+        return MAX_LABEL_BYTES
+    if extension not in IMAGE_EXTENSIONS or any(name in members for name in IMAGE_EXTENSIONS):
+        return -1
+    return max_image_bytes
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -167,85 +271,48 @@ def _check_names(key: str, members: Mapping[str, bytes]) -> None:
             raise ValueError(f"a member {extension!r} of key {key!r} would not read back")
 
 
-def _expand(pattern: str, lists: tuple[str, ...] = ()) -> list[tuple[str | None, Path]]:
-    """Return (split or None, path) for one pattern, found in the `lists` that led to it."""
-    from braceexpand import braceexpand
+def _statuses(locations: Sequence[str]) -> list[storage.Status | str]:
+    """Return for each location its status, or what keeps it from being a shard."""
+    if all(storage.store_of(location) is None for location in locations):
+        return [_status(location) for location in locations]
+    with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:  # a store answers in tens of milliseconds
+        return list(pool.map(_status, locations))
 
-    split, equals, rest = pattern.partition("=")
-    if not (equals and split in SPLITS):
-        split, rest = "", pattern
-    if rest.startswith("@"):
-        inner = (_expand(line, (*lists, rest)) for line in _lines(rest, lists))
-        return [(own or split or None, path) for own, path in itertools.chain.from_iterable(inner)]
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", rest):
-        raise ShardError(f"{rest!r} is no path: shards are read from the file system only")
+
+def _status(location: str) -> storage.Status | str:
+    """Judge a location by its name, its size and its first block."""
     try:
-        names = list(braceexpand(rest))
-    except ValueError:
-        raise ShardError(f"unbalanced braces in {rest!r}") from None
-    return [(split or None, path) for name in names for path in _matches(name)]
-
-
-def _lines(name: str, lists: tuple[str, ...]) -> list[str]:
-    """Return the patterns in the list `name` (with its @)."""
-    if name in lists:
-        raise ShardError(f"the list of shards {name[1:]} names itself")
-    try:
-        lines = [line.strip() for line in Path(name[1:]).read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ShardError(f"cannot read the list of shards {name[1:]}: {error}") from None
-    patterns = [line for line in lines if line and not line.startswith("#")]
-    if not patterns:
-        raise ShardError(f"the list of shards {name[1:]} is empty")
-    return patterns
-
-
-def _matches(name: str) -> list[Path]:
-    """Return the tars that a name without braces stands for; itself if there are none."""
-    found: list[Path] = []
-    if os.path.isdir(name):
-        found = [path for path in Path(name).glob("*") if path.name.endswith(_TARS)]
-    elif glob.has_magic(name) and not os.path.exists(name):
-        found = [Path(path) for path in glob.glob(name)]
-    return sorted(found) or [Path(name)]
-
-
-def _fault(path: Path) -> str | None:
-    """Say what keeps `path` from being a shard, judging by its name and first block."""
-    if os.path.isdir(path):
-        return f"  {path}: a folder without any .tar"
-    if not os.path.exists(path):
-        return f"  {path}: No such file"
-    if not os.path.isfile(path):
-        return f"  {path}: not a file"
-    if path.suffix != ".tar":
-        return f"  {path}: not a .tar (compressed tars have no offsets: unpack them first)"
-    try:
-        with open(path, "rb") as file:
-            block = file.read(BLOCK)
+        status = storage.status(location)
+        if not storage.file_name(location).endswith(".tar"):
+            return "not a .tar (compressed tars have no offsets: unpack them first)"
+        block = storage.first_bytes(location, BLOCK) if status.size_bytes else b""
     except OSError as error:
-        return f"  {path}: {error.strerror}"
+        return str(error.strerror)
     if not block:
-        return f"  {path}: empty file (an empty tar has at least {2 * BLOCK} bytes)"
+        return f"empty file (an empty tar has at least {2 * BLOCK} bytes)"
     if any(block):
         try:
             tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except tarfile.HeaderError:
-            return f"  {path}: not a tar; it begins {block[:24]!r}"
-    return None
+            return f"not a tar; it begins {block[:24]!r}"
+    return status
 
 
-def _shard(split: str | None, path: Path) -> Shard:
-    name = path.stem
+def _shard(split: str | None, location: str, status: storage.Status) -> Shard:
+    file_name = storage.file_name(location)
+    name = file_name.removesuffix(".tar")
     if split is None:
         split = name.partition("-")[0]
         if split not in SPLITS or split == name:
+            folder = storage.shown(location).removesuffix(file_name)
             raise ShardError(
-                f"{path}: its name does not say its split; name it like train-{path.name} "
-                f"({', '.join(SPLITS)}), or write SPLIT=PATTERN, as in train={path.parent}/*.tar"
+                f"{storage.shown(location)}: its name does not say its split; name it like "
+                f"train-{file_name} ({', '.join(SPLITS)}), or write SPLIT=PATTERN, as in "
+                f"train={folder}*.tar"
             )
     name = name.removeprefix(f"{split}-")
     if not _NAME.fullmatch(name):
-        raise ShardError(f"{path}: a shard's name may hold letters, digits and _ . + - only")
-    status = path.stat()
-    return Shard(split, name, path, status.st_size, status.st_mtime_ns)
+        raise ShardError(
+            f"{storage.shown(location)}: a shard's name may hold letters, digits and _ . + - only"
+        )
+    return Shard(split, name, location, status.size_bytes, status.mtime_ns, status.etag)

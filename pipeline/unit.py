@@ -15,8 +15,7 @@ from pipeline.cache import layout, writer
 from pipeline.decode import DecodePolicy
 from pipeline.rendering import Rendered, RenderPlan
 from pipeline.schedule import schedule_from
-from pipeline.shards import Sample, Shard
-from pipeline.tar import Member
+from pipeline.shards import Member, Sample, Shard
 from pipeline.teacher import TeacherOptions
 
 _NORM_TOLERANCE = 1e-3
@@ -98,7 +97,7 @@ class UnitRows:
 
     def describe(self, ordinal: int, image: Member, label: int = -1) -> None:
         """Record where a sample's image lies and what its label is."""
-        self._samples[ordinal][1:3] = image.offset, len(image.content)
+        self._samples[ordinal][1:3] = image.offset, image.size_bytes
         self._samples[ordinal][5] = label
 
     def rendered(self, ordinal: int, rendered: Rendered, params_VP: np.ndarray) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from tests.buckets import Bucket, s3_server
 from tests.inputs import PROMPTS, TINY_RECIPE, build, labelled_samples, make_teacher
 
 
@@ -101,6 +103,22 @@ def grown_copy(tmp_path: Path, grown_cache: Path) -> Path:
 def cache_copy(tmp_path: Path, sealed_cache: Path) -> Path:
     """A copy of the sealed cache that a test may damage."""
     return Path(shutil.copytree(sealed_cache, tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def s3_address() -> Iterator[str]:
+    """An S3 on this machine, for as long as the tests run."""
+    with s3_server() as address:
+        yield address
+
+
+@pytest.fixture
+def bucket(s3_address: str, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """An empty bucket of its own, with the variables set by which it is found."""
+    bucket = Bucket(s3_address, f"bucket-{uuid.uuid4().hex}")
+    for name, value in bucket.environment.items():
+        monkeypatch.setenv(name, value)
+    return bucket
 
 
 Invoke = Callable[..., "Outcome"]

@@ -3,6 +3,7 @@
 import io
 import tarfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from pipeline.shards import (
     find_shards,
     read_samples,
 )
+from pipeline.tar import walk_tar
 
 BLOCK = 512
 LONG_KEY = "folder/" + "long-" * 60
@@ -60,15 +62,39 @@ def put(folder: Path, content: bytes, name: str = "train-000000.tar") -> Shard:
 
 def shard_at(path: Path) -> Shard:
     """Return a shard without find_shards's first look at it."""
-    return Shard("train", path.stem, path, path.stat().st_size, 0)
+    status = path.stat()
+    return Shard("train", path.stem, str(path), status.st_size, status.st_mtime_ns)
 
 
 def read(shard: Shard) -> list[Sample]:
     return list(read_samples(shard))
 
 
-def contents(samples: Sequence[Sample]) -> list[tuple[str, dict[str, bytes]]]:
-    return [(s.key, {name: m.content for name, m in s.members.items()}) for s in samples]
+def read_all(shard: Shard) -> list[Sample]:
+    """Return the samples with the content of every member, as it lies at its offset."""
+    tar = shard.path.read_bytes()
+    return [
+        replace(
+            sample,
+            members={
+                name: replace(m, held=tar[m.offset : m.offset + m.size_bytes])
+                for name, m in sample.members.items()
+            },
+        )
+        for sample in read(shard)
+    ]
+
+
+def contents(samples: Sequence[Sample]) -> list[tuple[str, dict[str, bytes | None]]]:
+    """Return each key with what is held of its members."""
+    return [(s.key, {name: m.held for name, m in s.members.items()}) for s in samples]
+
+
+def entries(path: Path) -> list[tuple[str, int, bytes]]:
+    """Return (name, offset, content) of everything in a tar."""
+    with open(path, "rb") as file:
+        walk = walk_tar(str(path), file, path.stat().st_size)
+        return [(entry.name, entry.offset, entry.read()) for entry in walk]
 
 
 def refusal(shard: Shard) -> str:

@@ -15,7 +15,8 @@ PACKAGE = ROOT / "pipeline"
 # Each module may import only from lower levels, lazily or not.
 LEVELS = (
     {"errors"},
-    {"options", "contracts", "durable", "tar", "yamlfile", "audit.findings", "cli_options"},
+    {"options", "contracts", "durable", "storage", "yamlfile", "audit.findings", "cli_options"},
+    {"tar", "patterns"},
     {"schedule", "shards", "runtime", "rundir", "teacher", "students", "losses", "ema"},
     {"photometry", "decode", "cache.layout", "cache.scratch", "datasets", "prompts"},
     {"views", "cache.reader", "cache.writer", "audit.arrays"},

@@ -11,15 +11,16 @@ import pytest
 from pipeline.datasets import write_digits, write_folder
 from pipeline.decode import DecodePolicy, decode
 from pipeline.errors import DataError
-from pipeline.shards import Sample, find_shards, read_samples
+from pipeline.shards import Sample, find_shards
 from tests.inputs import encode, square
+from tests.tars import read_all
 
 
 def read(folder: Path) -> dict[str, list[Sample]]:
     """Return the samples of each split."""
     samples: dict[str, list[Sample]] = {}
     for shard in find_shards([str(folder)]):
-        samples.setdefault(shard.split, []).extend(read_samples(shard))
+        samples.setdefault(shard.split, []).extend(read_all(shard))
     return samples
 
 

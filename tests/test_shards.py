@@ -9,13 +9,13 @@ import pytest
 
 from pipeline.errors import SampleError, ShardError
 from pipeline.shards import (
+    Member,
     Sample,
     Shard,
     content_digest,
     find_shards,
     write_shards,
 )
-from pipeline.tar import Member
 from tests.inputs import labelled_samples
 from tests.tars import LONG_KEY, NOT_UTF8, contents, read, tar_bytes
 
@@ -23,7 +23,8 @@ from tests.tars import LONG_KEY, NOT_UTF8, contents, read, tar_bytes
 
 
 def sample(**members: bytes) -> Sample:
-    return Sample(0, "a", {name: Member(0, content) for name, content in members.items()})
+    found = {name: Member(0, len(content), content) for name, content in members.items()}
+    return Sample(0, "a", found)
 
 
 @pytest.mark.parametrize("extension", ["jpg", "jpeg", "png", "webp"])
