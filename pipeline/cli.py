@@ -1,10 +1,13 @@
 """The command line: parses, calls one stage function, prints. Stages are imported in commands."""
 
+import contextlib
 import json
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from pipeline import __version__
 from pipeline.errors import BeamclipError
 
 _PATH = click.Path(path_type=Path)
+_INTERRUPTED = ("Interrupted", 130)
 _shards = click.option(
     "--shards",
     multiple=True,
@@ -29,18 +33,42 @@ _device = click.option("--device", default="auto", show_default=True, help="auto
 _json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, raised where it came in, so that it unwinds as Ctrl-C does."""
+
+
+@contextlib.contextmanager
+def _termination_raised() -> Iterator[None]:
+    """Turn SIGTERM into an exception, unless whoever started this process decided otherwise."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise _Terminated
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 class _Commands(click.Group):
     """Turns user errors into a message and an exit code, without a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _termination_raised():
+                return super().invoke(ctx)
         except BeamclipError as error:
             click.echo(f"Error: {error}", err=True)
             ctx.exit(error.exit_code)
-        except KeyboardInterrupt:
-            click.echo("Interrupted; what was finished is kept, run again to go on.", err=True)
-            ctx.exit(130)
+        except KeyboardInterrupt as stop:
+            word, code = ("Terminated", 143) if isinstance(stop, _Terminated) else _INTERRUPTED
+            click.echo(f"{word}; what was finished is kept, run again to go on.", err=True)
+            ctx.exit(code)
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             click.echo(f"Error: {where}{error.strerror or error}", err=True)
@@ -130,7 +158,17 @@ def teacher_tiny(
 @click.option("--cache", type=_PATH, required=True, help="Folder of the cache, new or begun.")
 @_recipe
 @_set
-@click.option("--workers", default=0, show_default=True, type=click.IntRange(0), help="Processes.")
+@click.option(
+    "--workers",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Processes on this machine; 0 works in this one.",
+)
+@click.option("--memory-limit", metavar="SIZE", help="Kill one of --workers over it, as 8GiB.")
+@click.option("--scheduler", metavar="ADDRESS", help="Work on a running dask cluster.")
+@click.option("--scheduler-file", type=_PATH, help="As --scheduler; the file holds the address.")
+@click.option("--insecure", is_flag=True, help="Trust a scheduler that is remote and unencrypted.")
 @_device
 @_json
 def teacher_cache(
@@ -139,6 +177,10 @@ def teacher_cache(
     recipe: str,
     overrides: tuple[str, ...],
     workers: int,
+    memory_limit: str | None,
+    scheduler: str | None,
+    scheduler_file: Path | None,
+    insecure: bool,
     device: str,
     as_json: bool,
 ) -> None:
@@ -146,6 +188,20 @@ def teacher_cache(
 
     Run it again after a crash: what is published stays, the rest is made.
     """
+    from pipeline.cluster import Place
+
+    try:
+        place = Place(
+            workers=workers,
+            memory_limit=memory_limit,
+            scheduler=scheduler,
+            scheduler_file=scheduler_file,
+            insecure=insecure,
+            device=device,
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+
     from pipeline.embed import build_cache
     from pipeline.recipe import load_recipe
     from pipeline.shards import find_shards
@@ -156,8 +212,7 @@ def teacher_cache(
         find_shards(shards),
         loaded.cache_options(),
         recipe=loaded.resolved(),
-        workers=workers,
-        device=device,
+        place=place,
     )
     _emit(report.as_mapping(), as_json, lambda _: report.text())
 

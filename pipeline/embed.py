@@ -1,10 +1,12 @@
 """Stage one: streams shards through the teacher and leaves a sealed cache of targets."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,9 @@ from pipeline import runtime
 from pipeline.anchors import cached_anchors
 from pipeline.cache import layout, writer
 from pipeline.cache.seal import SplitCounts, seal_cache
-from pipeline.errors import BeamclipError, DataError, LossesError
+from pipeline.cluster import HERE, Place
+from pipeline.engine import run_jobs
+from pipeline.errors import BeamclipError, DataError, LossesError, WorkerError
 from pipeline.manifest import agree, plan_manifest
 from pipeline.options import options
 from pipeline.prompts import (
@@ -25,7 +29,7 @@ from pipeline.prompts import (
 )
 from pipeline.schedule import Schedule
 from pipeline.shards import Shard
-from pipeline.teacher import Teacher, TeacherOptions, check_teacher
+from pipeline.teacher import LOCAL_DIR, Teacher, TeacherOptions, check_teacher
 from pipeline.unit import UnitJob, UnitReport, embed_unit, resident_fingerprint, resident_teacher
 from pipeline.views import DecodePolicy
 
@@ -78,17 +82,16 @@ def build_cache(
     spec: CacheOptions,
     *,
     recipe: Mapping[str, Any],
-    workers: int = 0,
-    device: str = "auto",
+    place: Place = HERE,
 ) -> CacheReport:
     """Make, or go on making, the cache of these shards; publish units, anchors and the seal.
 
-    workers: 0 works in this process, else that many dask processes. Raises CacheMismatchError if
-    the cache was made from something else, DataError or TeacherError before anything is written,
-    LossesError if units failed or too many samples were
-    skipped: the rest is published all the same, and a rerun redoes only what is missing.
+    place: where units are made; it changes no number. Raises CacheMismatchError if the cache was
+    made from something else, DataError or TeacherError before anything is written, LossesError if
+    units failed or too many samples were skipped: the rest is published all the same. Raises
+    StorageError or ClusterError where going on makes no sense. A rerun redoes only what is missing.
     """
-    began = time.monotonic()
+    began, device = time.monotonic(), place.device
     sets = _prompt_sets(spec.prompts, shards)
     check_teacher(spec.teacher)
     writer.check_place(cache)
@@ -101,7 +104,7 @@ def build_cache(
         jobs = _missing(cache, manifest, shards, spec, device)
         if jobs:
             writer.unseal(cache, manifest["generation"])
-        done = _run(jobs, manifest, workers, spec.teacher.threads)
+        done = _run(jobs, manifest, place)
         counts = seal_cache(cache, manifest, spec.max_skip_fraction)
     return CacheReport(
         cache=str(cache),
@@ -211,9 +214,7 @@ def _missing(
     return jobs
 
 
-def _run(
-    jobs: Sequence[UnitJob], manifest: Mapping[str, Any], workers: int, threads: int
-) -> list[UnitReport]:
+def _run(jobs: Sequence[UnitJob], manifest: Mapping[str, Any], place: Place) -> list[UnitReport]:
     """Do the jobs; raises LossesError naming every unit that failed, after all others are done."""
     done: list[UnitReport] = []
     failed: list[str] = []
@@ -227,16 +228,21 @@ def _run(
             views += progress[1]
             advance(progress[0], f"{views / (time.monotonic() - began):,.0f} views/s")
 
-        for job, outcome in runtime.run_jobs(
-            embed_unit, jobs, workers=workers, threads=threads, listen=listen
-        ):
-            if isinstance(outcome, BeamclipError):
-                failed.append(f"  {job.unit.name}: {outcome}")
-            elif isinstance(outcome, BaseException):
-                _log.debug("unit %s failed", job.unit.name, exc_info=outcome)
-                failed.append(f"  {job.unit.name}: {type(outcome).__name__}: {outcome}")
-            else:
-                done.append(outcome)
+        outcomes = run_jobs(
+            embed_unit if place.is_here else _embed_there,
+            jobs if place.is_here else [_portable(job) for job in jobs],
+            place=place,
+            threads=manifest["batch"]["threads"],
+            libraries=manifest["libraries"],
+            listen=listen,
+        )
+        with contextlib.closing(outcomes):
+            for job, outcome in outcomes:
+                if isinstance(outcome, BaseException):
+                    _log.debug("unit %s failed", job.unit.name, exc_info=outcome)
+                    failed.append(f"  {job.unit.name}: {_reason(job, outcome)}")
+                else:
+                    done.append(outcome)
     if failed:
         units = len(layout.planned_units(manifest))
         raise LossesError(
@@ -249,3 +255,33 @@ def _run(
             )
         )
     return done
+
+
+def _reason(job: UnitJob, error: BaseException) -> str:
+    """Say what a unit met; an OSError names its file, which reading alone leaves out."""
+    if isinstance(error, BeamclipError):
+        return str(error)
+    where = f"{job.shard.path}: " if isinstance(error, OSError) and not error.filename else ""
+    return f"{type(error).__name__}: {where}{error}"
+
+
+def _portable(job: UnitJob) -> UnitJob:
+    """Make the job's paths absolute: a worker may stand in another folder."""
+    model = job.teacher.model
+    if model.startswith(LOCAL_DIR):
+        model = f"{LOCAL_DIR}{Path(model.removeprefix(LOCAL_DIR)).absolute()}"
+    return replace(
+        job,
+        cache=job.cache.absolute(),
+        shard=replace(job.shard, path=job.shard.path.absolute()),
+        teacher=replace(job.teacher, model=model),
+    )
+
+
+def _embed_there(job: UnitJob, send: runtime.Send) -> UnitReport:
+    """On a worker: make a unit, if the worker sees the very cache and not a folder of its own."""
+    if not (job.cache / "manifest").is_dir():
+        raise WorkerError(
+            f"{gethostname()} sees no cache at {job.cache}: mount it there under the same path"
+        )
+    return embed_unit(job, send)

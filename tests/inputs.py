@@ -108,6 +108,7 @@ def make_teacher(folder: Path, seed: int) -> Path:
 
 def build(cache: Path, shards: Path, recipe: Path, *overrides: str, workers: int = 0) -> Path:
     """Run stage one in this process."""
+    from pipeline.cluster import Place
     from pipeline.embed import build_cache
     from pipeline.recipe import load_recipe
     from pipeline.shards import find_shards
@@ -118,7 +119,6 @@ def build(cache: Path, shards: Path, recipe: Path, *overrides: str, workers: int
         find_shards([str(shards)]),
         loaded.cache_options(),
         recipe=loaded.resolved(),
-        workers=workers,
-        device="cpu",
+        place=Place(workers=workers, device="cpu"),
     )
     return cache

@@ -15,9 +15,9 @@ PACKAGE = ROOT / "pipeline"
 # Each module may import only from lower levels, lazily or not.
 LEVELS = (
     {"errors"},
-    {"options", "contracts", "durable", "tar", "yamlfile"},
+    {"options", "contracts", "durable", "tar", "yamlfile", "cluster", "dispatch"},
     {"schedule", "shards", "runtime", "rundir", "teacher", "students", "losses", "ema"},
-    {"photometry", "cache.layout", "cache.scratch", "datasets", "prompts"},
+    {"engine", "photometry", "cache.layout", "cache.scratch", "datasets", "prompts"},
     {"views", "cache.reader", "cache.writer"},
     {
         "anchors",
