@@ -15,6 +15,7 @@ from typing import Any
 from pipeline.errors import ClusterError
 
 _CONNECT_SECONDS = 10
+_LEAST_BYTES = 2**20  # a number alone would be bytes, and kill every worker
 _ENCRYPTED = ("tls", "wss")
 _PLAIN = ("tcp", "ws", "ucx", "ucxx")
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -91,7 +92,7 @@ def memory_bytes(text: str | None) -> int:
         size = parse_bytes(text)
     except ValueError:
         size = 0
-    if size < 1:
+    if size < _LEAST_BYTES:
         raise ClusterError(f"--memory-limit {text!r}: expected a size, such as 8GiB or 500MB")
     return int(size)
 

@@ -133,8 +133,8 @@ class _Driver(Generic[Job, Result]):
         libraries: Mapping[str, str],
         listen: Send,
     ) -> None:
-        self._client, self._work, self._libraries = client, work, dict(libraries)
-        self._listen = listen
+        self._client, self._work, self._listen = client, work, listen
+        self._libraries = {"beamclip": __version__, **libraries}
         self._dispatch = Dispatch(jobs)
         self._running: dict[str, _Running[Job]] = {}
         self._news: queue.Queue[_News] = queue.Queue()
@@ -247,9 +247,9 @@ class _Driver(Generic[Job, Result]):
             yield (
                 task.job,
                 QuarantineError(
-                    f"{MAX_DEATHS} worker processes died while they worked on it, the last of them "
-                    "on nothing else: look for too little memory, or a library that crashes on "
-                    "its content"
+                    f"{MAX_DEATHS} worker processes died with it in hand, the last of them with "
+                    "nothing else: look for too little memory, or a library that crashes on its "
+                    "content"
                 ),
             )
 
@@ -321,7 +321,7 @@ def _attempt(parcel: bytes, libraries: Mapping[str, str], topic: str, ticket: st
 def _check_libraries(wanted: Mapping[str, str]) -> None:
     different = [
         f"{name} {found} where the driver has {version}"
-        for name, version in {"beamclip": __version__, **wanted}.items()
+        for name, version in wanted.items()
         if (found := _installed(name)) != version
     ]
     if different:

@@ -114,7 +114,7 @@ def test_a_unit_that_kills_every_worker_is_named_and_the_rest_finishes(
     outcome = run_stage_one(cache, shards_dir, recipe_file, workers=2, fault=f"in-{poison}")
     assert outcome.returncode == 3, outcome.stderr
     assert "1 of 5 units failed" in outcome.stderr
-    assert f"{poison}: 3 worker processes died while they worked on it" in outcome.stderr
+    assert f"{poison}: 3 worker processes died with it in hand" in outcome.stderr
     assert outcome.stderr.count("a worker process died") == 3
     assert "distributed" not in outcome.stderr
     assert published(cache) == published(sealed_cache) - {poison}
