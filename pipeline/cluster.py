@@ -65,6 +65,13 @@ class Place:
 HERE = Place()
 
 
+def check_place(place: Place) -> None:
+    """Raise ClusterError for what can be told of a place in a moment, before any work."""
+    memory_bytes(place.memory_limit)
+    if place.is_running_cluster:
+        scheduler_address(place)
+
+
 @contextlib.contextmanager
 def connected(place: Place, *, most: int, threads: int) -> Iterator[Any]:
     """Yield a dask client of the place, which is left, and stopped if it is our own, at the end.

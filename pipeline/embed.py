@@ -15,7 +15,7 @@ from pipeline import runtime
 from pipeline.anchors import cached_anchors
 from pipeline.cache import layout, writer
 from pipeline.cache.seal import SplitCounts, seal_cache
-from pipeline.cluster import HERE, Place
+from pipeline.cluster import HERE, Place, check_place
 from pipeline.engine import run_jobs
 from pipeline.errors import BeamclipError, DataError, LossesError, WorkerError
 from pipeline.manifest import agree, plan_manifest
@@ -88,10 +88,11 @@ def build_cache(
 
     place: where units are made; it changes no number. Raises CacheMismatchError if the cache was
     made from something else, DataError or TeacherError before anything is written, LossesError if
-    units failed or too many samples were skipped: the rest is published all the same. Raises
-    StorageError or ClusterError where going on makes no sense. A rerun redoes only what is missing.
+    units failed or too many samples were skipped: the rest is published all the same; StorageError
+    or ClusterError where going on makes no sense. A rerun redoes only what is missing.
     """
     began, device = time.monotonic(), place.device
+    check_place(place)
     sets = _prompt_sets(spec.prompts, shards)
     check_teacher(spec.teacher)
     writer.check_place(cache)
