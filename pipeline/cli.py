@@ -1,8 +1,12 @@
 """The command line: parses, calls one stage function, prints. Stages are imported in commands."""
 
+import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +25,45 @@ from pipeline.cli_options import set_option as _set
 from pipeline.cli_options import shards_option as _shards
 from pipeline.errors import BeamclipError
 
+_INTERRUPTED = ("Interrupted", 130)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, raised where it came in, so that it unwinds as Ctrl-C does."""
+
+
+@contextlib.contextmanager
+def _termination_raised() -> Iterator[None]:
+    """Turn SIGTERM into an exception, unless whoever started this process decided otherwise."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise _Terminated
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
 
 class _Commands(click.Group):
     """Turns user errors into a message and an exit code, without a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _termination_raised():
+                return super().invoke(ctx)
         except BeamclipError as error:
             click.echo(f"Error: {error}", err=True)
             ctx.exit(error.exit_code)
-        except KeyboardInterrupt:
-            click.echo("Interrupted; what was finished is kept, run again to go on.", err=True)
-            ctx.exit(130)
+        except KeyboardInterrupt as stop:
+            word, code = ("Terminated", 143) if isinstance(stop, _Terminated) else _INTERRUPTED
+            click.echo(f"{word}; what was finished is kept, run again to go on.", err=True)
+            ctx.exit(code)
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             click.echo(f"Error: {where}{error.strerror or error}", err=True)
@@ -131,7 +161,22 @@ def teacher_tiny(
     type=click.IntRange(1),
     help="The most views of one unit, which is what a crash may cost.  [default: all of them]",
 )
-@click.option("--workers", default=0, show_default=True, type=click.IntRange(0), help="Processes.")
+@click.option(
+    "--workers",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Processes on this machine; 0 works in this one.",
+)
+@click.option(
+    "--renderers",
+    type=click.IntRange(0),
+    help="Processes that decode, for each that embeds.  [default: one per core, 0 for little data]",
+)
+@click.option("--memory-limit", metavar="SIZE", help="Kill one of --workers over it, as 8GiB.")
+@click.option("--scheduler", metavar="ADDRESS", help="Work on a running dask cluster.")
+@click.option("--scheduler-file", type=_PATH, help="As --scheduler; the file holds the address.")
+@click.option("--insecure", is_flag=True, help="Trust a scheduler that is remote and unencrypted.")
 @_device
 @_json
 def teacher_cache(
@@ -144,6 +189,11 @@ def teacher_cache(
     extend: bool,
     views_per_unit: int | None,
     workers: int,
+    renderers: int | None,
+    memory_limit: str | None,
+    scheduler: str | None,
+    scheduler_file: Path | None,
+    insecure: bool,
     device: str,
     as_json: bool,
 ) -> None:
@@ -152,6 +202,21 @@ def teacher_cache(
     Run it again after a crash: what is published stays, the rest is made. More shards or views
     than the cache holds are refused without --extend, which adds them as its next generation.
     """
+    from pipeline.cluster import Place
+
+    try:
+        place = Place(
+            workers=workers,
+            memory_limit=memory_limit,
+            scheduler=scheduler,
+            scheduler_file=scheduler_file,
+            insecure=insecure,
+            device=device,
+            renderers=renderers,
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+
     from pipeline.embed import build_cache
     from pipeline.recipe import load_recipe
     from pipeline.shards import find_shards
@@ -162,8 +227,7 @@ def teacher_cache(
         find_shards(shards, allow=allow),
         loaded.cache_options(),
         recipe=loaded.resolved(),
-        workers=workers,
-        device=device,
+        place=place,
         extend=extend,
         views_per_unit=views_per_unit,
     )

@@ -5,6 +5,7 @@ the calling thread embeds full batches; another publishes. Views wait in a ring 
 letters: B batch, V views of a sample, S side in pixels, P view parameters, D teacher dimension.
 """
 
+import os
 import queue
 import threading
 from collections import deque
@@ -73,6 +74,8 @@ def carry_units(
     """Make and publish units with a teacher that is known to be the right one."""
     meter = runtime.Meter(send)
     size, processes = jobs[0].teacher.batch_size, jobs[0].renderers
+    if processes is None:
+        processes = len(os.sched_getaffinity(0))
     most_views = max(job.unit.num_views for job in jobs)
     batches = -(-(max(processes, 1) * _MOST_AHEAD + 1) * most_views // size) + _SPARE_BATCHES
     ring = batches * size

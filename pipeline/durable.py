@@ -1,5 +1,7 @@
 """Files and folders that appear whole or not at all."""
 
+import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -9,10 +11,22 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import StorageError
+
+# What a file system says when it takes nothing more, from anybody. None: numpy says no more.
+_STORAGE_FAULTS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    None,
+}
 _passages: Counter[str] = Counter()
 
 
@@ -32,7 +46,7 @@ def fault_point(name: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-@contextmanager
+@contextlib.contextmanager
 def held(path: Path) -> Iterator[None]:
     """Hold a lock file; raises BlockingIOError at once if another process does.
 
@@ -64,7 +78,7 @@ def fsync_tree(root: Path) -> None:
         fsync_folder(Path(folder))
 
 
-@contextmanager
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path; on success it is flushed and takes the place of `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,6 +111,29 @@ def publish_folder(temporary: Path, final: Path) -> bool:
     fault_point("after-rename")
     fsync_folder(final.parent)
     return True
+
+
+@contextlib.contextmanager
+def storing(what: str, place: Path, need_bytes: int = 0) -> Iterator[None]:
+    """Raise StorageError, naming path and need, where the file system takes nothing more."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _STORAGE_FAULTS:
+            raise
+        need = f"{what} takes up to {need_bytes / 1e6:.3g} MB" if need_bytes else what
+        raise StorageError(
+            f"cannot write {error.filename or place}: {error.strerror or error}. Needed for {need}"
+            f"{_free(place)}. What is published is kept: give the cache a disk that takes it, and "
+            "run again"
+        ) from error
+
+
+def _free(place: Path) -> str:
+    with contextlib.suppress(OSError):
+        there = next(folder for folder in (place, *place.parents) if folder.exists())
+        return f"; {shutil.disk_usage(there).free / 1e6:.3g} MB are free there"
+    return ""
 
 
 def write_text(path: Path, text: str) -> None:

@@ -12,9 +12,10 @@ from pipeline import runtime
 from pipeline.cache import layout, writer
 from pipeline.cache.reader import read_manifest
 from pipeline.cache.seal import SplitCounts, seal_cache
-from pipeline.conveyor import embed_unit
+from pipeline.cluster import HERE, Place, check_place
 from pipeline.decode import DecodePolicy
-from pipeline.errors import BeamclipError, LossesError
+from pipeline.errors import LossesError
+from pipeline.making import make_units, renderers_of
 from pipeline.manifest import Published, agree, plan_manifest, published_units
 from pipeline.options import options
 from pipeline.prompts import (
@@ -29,7 +30,7 @@ from pipeline.schedule import Schedule
 from pipeline.shards import Shard
 from pipeline.teacher import TeacherOptions, check_teacher
 from pipeline.texts import embed_prompt_set
-from pipeline.unit import UnitJob, UnitReport
+from pipeline.unit import UnitJob
 
 _log = logging.getLogger(__name__)
 
@@ -87,23 +88,23 @@ def build_cache(
     spec: CacheOptions,
     *,
     recipe: Mapping[str, Any],
-    workers: int = 0,
-    device: str = "auto",
+    place: Place = HERE,
     extend: bool = False,
     views_per_unit: int | None = None,
     redo: Collection[str] = (),
 ) -> CacheReport:
     """Make, or go on making, the cache of these shards; publish units, anchors and the seal.
 
-    workers: 0 works in this process, else that many dask processes. extend: add what a begun cache
-    lacks as its next generation. views_per_unit: the most views of one unit, by default all; units
-    that a begun cache has planned keep their views. redo: names of published units to make anew,
-    once the cache is known to be of this recipe. Raises CacheMismatchError if the cache was made
-    from something else, DataError or TeacherError before anything is written, LossesError if units
-    failed or too many samples were skipped: the rest is published all the same, and a rerun redoes
-    only what is missing.
+    place: where units are made; it changes no number. extend: add what a begun cache lacks as its
+    next generation. views_per_unit: the most views of one unit, by default all; units that a begun
+    cache has planned keep their views. redo: names of published units to make anew, once the cache
+    is known to be of this recipe. Raises CacheMismatchError if the cache was made from something
+    else, DataError or TeacherError before anything is written, LossesError if units failed or too
+    many samples were skipped: the rest is published all the same; StorageError or ClusterError
+    where going on makes no sense. A rerun redoes only what is missing.
     """
-    began = time.monotonic()
+    began, device = time.monotonic(), place.device
+    check_place(place)
     sets = _prompt_sets(spec.prompts, shards)
     check_teacher(spec.teacher)
     writer.check_place(cache)
@@ -114,9 +115,9 @@ def build_cache(
         manifest = agreed.manifest
         for item in sets:
             embed_prompt_set(cache, resident_teacher(spec.teacher, device), manifest, item)
-        jobs = _missing(cache, manifest, agreed.published, shards, spec, device, redo)
+        jobs = _missing(cache, manifest, agreed.published, shards, spec, place, redo)
         _unseal(cache, jobs)
-        done = _run(jobs, manifest, workers, spec.teacher.threads)
+        done = make_units(jobs, manifest, place)
         counts = seal_cache(cache, manifest, spec.max_skip_fraction)
         _seal_others(cache, manifest["generation"], spec.max_skip_fraction)
     return CacheReport(
@@ -172,7 +173,7 @@ def _missing(
     published: Published,
     shards: Sequence[Shard],
     spec: CacheOptions,
-    device: str,
+    place: Place,
     redo: Collection[str],
 ) -> list[UnitJob]:
     """Return a job for every planned unit that is not published, or to be redone.
@@ -181,6 +182,7 @@ def _missing(
     """
     fingerprint = layout.fingerprint(manifest)
     by_name = {(shard.split, shard.name): shard for shard in shards}
+    renderers = renderers_of(place, shards)
     jobs = []
     for unit in layout.planned_units(manifest):
         if unit in published and unit.name not in redo:
@@ -193,7 +195,8 @@ def _missing(
                 unit=unit,
                 shard=by_name[unit.split, unit.shard],
                 teacher=spec.teacher,
-                device=device,
+                device=place.device,
+                renderers=renderers,
                 teacher_digest=layout.teacher_digest(manifest["teacher"]),
                 fingerprint=fingerprint,
                 schedule=manifest["schedules"][unit.schedule],
@@ -220,43 +223,3 @@ def _seal_others(cache: Path, generation: int, max_skip_fraction: float) -> None
         if len(published_units(cache, manifest)) == len(layout.planned_units(manifest)):
             with contextlib.suppress(LossesError):  # its skips stop its own command alone
                 seal_cache(cache, manifest, max_skip_fraction)
-
-
-def _run(
-    jobs: Sequence[UnitJob], manifest: Mapping[str, Any], workers: int, threads: int
-) -> list[UnitReport]:
-    """Do the jobs; raises LossesError naming every unit that failed, after all others are done."""
-    done: list[UnitReport] = []
-    failed: list[str] = []
-    began, views = time.monotonic(), 0
-    # Samples are counted only as shards are read, so the bar moves by bytes x views.
-    total = sum(job.shard.size_bytes * job.unit.num_views for job in jobs)
-    with runtime.progress("embedding", total, None) as advance:
-
-        def listen(progress: tuple[int, int]) -> None:
-            nonlocal views
-            views += progress[1]
-            advance(progress[0], f"{views / (time.monotonic() - began):,.0f} views/s")
-
-        for job, outcome in runtime.run_jobs(
-            embed_unit, jobs, workers=workers, threads=threads, listen=listen
-        ):
-            if isinstance(outcome, BeamclipError):
-                failed.append(f"  {job.unit.name}: {outcome}")
-            elif isinstance(outcome, BaseException):
-                _log.debug("unit %s failed", job.unit.name, exc_info=outcome)
-                failed.append(f"  {job.unit.name}: {type(outcome).__name__}: {outcome}")
-            else:
-                done.append(outcome)
-    if failed:
-        units = len(layout.planned_units(manifest))
-        raise LossesError(
-            "\n".join(
-                [
-                    f"{len(failed)} of {units} units failed; the others are published, the cache "
-                    "is not sealed. Mend the cause and run again:",
-                    *sorted(failed),
-                ]
-            )
-        )
-    return done

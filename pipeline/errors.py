@@ -45,6 +45,25 @@ class CacheMismatchError(CacheError):
         super().__init__("\n".join([what, *rows]))
 
 
+class StorageError(CacheError):
+    """What holds a cache cannot be written to, whichever unit comes next: full, read-only, broken.
+
+    Work that meets it stops: every other unit would meet it too.
+    """
+
+
+class ClusterError(BeamclipError):
+    """A dask cluster cannot be reached, may not be used, or was lost."""
+
+
+class WorkerError(BeamclipError):
+    """A worker process would not do the work as this one does; another one may."""
+
+
+class QuarantineError(BeamclipError):
+    """A job ended every process that took it up, and is tried no more."""
+
+
 class ProbeError(BeamclipError):
     """A probe cannot score what it was given."""
 

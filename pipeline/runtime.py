@@ -1,24 +1,21 @@
-"""Where work runs: device, threads, processes; and how its progress shows."""
+"""What this process runs on: device, threads, versions; and how its progress shows."""
 
 import contextlib
-import logging
 import platform
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
 from pipeline.errors import BeamclipError
 
 if TYPE_CHECKING:
     import torch
 
-Job = TypeVar("Job")
-Result = TypeVar("Result")
 Send = Callable[[tuple[int, int]], None]
 
 
@@ -38,10 +35,8 @@ _LIBRARIES = (
     "numpy",
     "zarr",
 )
-_TOPIC = "beamclip-progress"
 _METER_SECONDS = 0.5
 _COUNT = "{task.completed:,}/{task.total:,} {task.fields[unit]}"
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def pick_device(name: str) -> "torch.device":
@@ -141,101 +136,3 @@ class Meter:
     def flush(self) -> None:
         self._send((self._work, self._views))
         self._work, self._views, self._sent = 0, 0, time.monotonic()
-
-
-def run_jobs(
-    work: Callable[[Job, Send], Result],
-    jobs: Sequence[Job],
-    *,
-    workers: int,
-    threads: int,
-    listen: Send,
-) -> Iterator[tuple[Job, Result | BaseException]]:
-    """Yield (job, result or error) as jobs finish: here if `workers` is 0, else on dask.
-
-    work(job, send) may call send((work, views)) now and then; `listen` hears it. One failing job
-    does not stop the others. Nothing about correctness rests on dask: a job that runs twice must
-    publish once by itself.
-    """
-    if workers == 0:
-        yield from _run_here(work, jobs, listen)
-    elif jobs:
-        count = min(workers, len(jobs))
-        yield from _run_on_dask(work, jobs, workers=count, threads=threads, listen=listen)
-
-
-def _run_here(
-    work: Callable[[Job, Send], Result], jobs: Sequence[Job], listen: Send
-) -> Iterator[tuple[Job, Result | BaseException]]:
-    for job in jobs:
-        try:
-            yield job, work(job, listen)
-        except Exception as error:  # as on dask: whatever one job meets is its own
-            yield job, error
-
-
-def _run_on_dask(
-    work: Callable[[Job, Send], Result],
-    jobs: Sequence[Job],
-    *,
-    workers: int,
-    threads: int,
-    listen: Send,
-) -> Iterator[tuple[Job, Result | BaseException]]:
-    """Keep two jobs per worker in flight on a local cluster that listens on loopback only."""
-    from distributed import as_completed
-
-    with _local_client(workers, threads) as client:
-        client.subscribe_topic(_TOPIC, lambda event: listen(event[1]))
-        waiting = list(reversed(jobs))
-        running: dict[Any, Job] = {}
-
-        def submit() -> Any:
-            job = waiting.pop()
-            future = client.submit(work, job, _send_to_client, pure=False, retries=1)
-            running[future.key] = job
-            return future
-
-        window = as_completed([submit() for _ in range(min(2 * workers, len(waiting)))])
-        for future in window:
-            job = running.pop(future.key)
-            error = future.exception()
-            outcome = future.result() if error is None else error
-            if waiting:
-                window.add(submit())
-            yield job, outcome
-
-
-def _send_to_client(progress: tuple[int, int]) -> None:
-    """Send progress from a worker process to the client that waits for it."""
-    from distributed import get_worker
-
-    get_worker().log_event(_TOPIC, progress)
-
-
-@contextlib.contextmanager
-def _local_client(workers: int, threads: int) -> Iterator[Any]:
-    import dask
-    from distributed import Client, LocalCluster
-
-    logging.getLogger("distributed").setLevel(logging.ERROR)
-
-    # Nannies preset one thread for everything; results depend on the number, so it is stated.
-    spawn_environment = {name: str(threads) for name in _THREAD_VARIABLES}
-    settings = {
-        "distributed.nanny.pre-spawn-environ": spawn_environment,
-        "logging.distributed": "error",
-    }
-    with (
-        dask.config.set(settings),
-        LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            memory_limit=0,
-            silence_logs=40,  # errors
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        yield client

@@ -93,6 +93,11 @@ def file_name(location: str) -> str:
     return PurePosixPath(urlsplit(location).path if store_of(location) else location).name
 
 
+def absolute(location: str) -> str:
+    """Return a location that means the same from any folder."""
+    return location if store_of(location) else str(Path(location).absolute())
+
+
 def matches(name: str) -> list[str]:
     """Return the locations that a glob or a folder of tars stands for; `name` if there are none.
 

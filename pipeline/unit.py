@@ -25,7 +25,8 @@ _NORM_TOLERANCE = 1e-3
 class UnitJob:
     """All that a process anywhere needs to make one unit.
 
-    renderers: processes that decode and render; 0 renders in the process that embeds.
+    renderers: processes that decode and render; 0 renders in the process that embeds, None takes
+    one per core that it may use.
     """
 
     cache: Path
@@ -37,7 +38,7 @@ class UnitJob:
     fingerprint: str
     schedule: Mapping[str, Any]
     decode: DecodePolicy
-    renderers: int = 0
+    renderers: int | None = 0
 
     def plan(self, size: int, ring: int) -> RenderPlan:
         """Return what is rendered of each sample for a teacher whose input has `size` pixels."""

@@ -116,6 +116,7 @@ def build(
     views_per_unit: int | None = None,
 ) -> Path:
     """Run stage one in this process."""
+    from pipeline.cluster import Place
     from pipeline.embed import build_cache
     from pipeline.recipe import load_recipe
     from pipeline.shards import find_shards
@@ -126,8 +127,7 @@ def build(
         find_shards([str(shards)]),
         loaded.cache_options(),
         recipe=loaded.resolved(),
-        workers=workers,
-        device="cpu",
+        place=Place(workers=workers, device="cpu"),
         extend=extend,
         views_per_unit=views_per_unit,
     )

@@ -15,10 +15,10 @@ PACKAGE = ROOT / "pipeline"
 # Each module may import only from lower levels, lazily or not.
 LEVELS = (
     {"errors"},
-    {"options", "contracts", "durable", "storage", "yamlfile", "audit.findings", "cli_options"},
-    {"tar", "patterns"},
+    {"options", "contracts", "durable", "storage", "yamlfile", "audit.findings"},
+    {"tar", "patterns", "cluster", "dispatch", "cli_options"},
     {"schedule", "shards", "runtime", "rundir", "teacher", "students", "losses", "ema"},
-    {"photometry", "decode", "cache.layout", "cache.scratch", "datasets", "prompts"},
+    {"engine", "photometry", "decode", "cache.layout", "cache.scratch", "datasets", "prompts"},
     {"views", "cache.reader", "cache.writer", "audit.arrays"},
     {
         "anchors",
@@ -35,7 +35,8 @@ LEVELS = (
     {"resident"},
     {"conveyor"},
     {"texts", "features", "probes"},
-    {"embed", "train", "evaluate"},
+    {"making", "train", "evaluate"},
+    {"embed"},
     {"recipe", "audit.info", "audit.live"},
     {"stage_two", "tables", "audit.reembed", "audit.repair"},
     {"cli_anchors", "cli_cache"},

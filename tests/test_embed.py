@@ -9,6 +9,7 @@ import torch
 
 from pipeline.cache import layout
 from pipeline.cache.reader import TargetCache, read_anchors, read_manifest
+from pipeline.cluster import Place
 from pipeline.embed import build_cache
 from pipeline.errors import (
     CacheError,
@@ -80,7 +81,8 @@ def test_a_second_run_makes_nothing_and_changes_nothing(
     before = cache_digests(cache_copy)
     recipe = load_recipe(str(recipe_file))
     shards = find_shards([str(shards_dir)])
-    report = build_cache(cache_copy, shards, recipe.cache_options(), recipe={}, device="cpu")
+    place = Place(device="cpu")
+    report = build_cache(cache_copy, shards, recipe.cache_options(), recipe={}, place=place)
     assert (report.units, report.made) == (5, 0)
     assert cache_digests(cache_copy) == before
 

@@ -1,4 +1,4 @@
-"""Where work runs, in this process; how its progress shows."""
+"""What this process runs on; how its progress shows."""
 
 import io
 import os
@@ -7,13 +7,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from pipeline import runtime
-from pipeline.errors import BeamclipError, ShardError
+from pipeline.errors import BeamclipError
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,10 +28,6 @@ def git(folder: Path, *arguments: str) -> str:
     identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
     command = ["git", "-C", str(folder), *identity, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def heard(_: tuple[int, int]) -> None:
-    """Listen without remembering."""
 
 
 def test_versions_are_those_installed() -> None:
@@ -124,56 +119,6 @@ def test_progress_ends_with_the_block_even_when_it_fails(monkeypatch: pytest.Mon
     with runtime.progress("again", 2, "images") as advance:
         advance(2)
     assert len(terminal.getvalue()) > length
-
-
-def double(job: int, send: Any) -> int:
-    """Double even numbers, fail on odd ones in several ways."""
-    if job == 3:
-        raise ShardError(f"bad {job}")
-    if job == 5:
-        raise OSError(f"bad {job}")
-    send((1, job))
-    return 2 * job
-
-
-def test_jobs_here_run_in_order_and_survive_each_other() -> None:
-    sent: list[tuple[int, int]] = []
-    jobs = [2, 3, 4, 5, 6]
-    outcomes = list(runtime.run_jobs(double, jobs, workers=0, threads=1, listen=sent.append))
-    assert [job for job, _ in outcomes] == jobs
-    assert [outcome for _, outcome in outcomes if isinstance(outcome, int)] == [4, 8, 12]
-    assert {type(outcome) for job, outcome in outcomes if job % 2} == {ShardError, OSError}
-    assert sent == [(1, 2), (1, 4), (1, 6)]
-
-
-def test_jobs_here_start_only_when_the_last_result_was_taken() -> None:
-    started: list[int] = []
-
-    def work(job: int, _: Any) -> int:
-        started.append(job)
-        return job
-
-    results = runtime.run_jobs(work, [1, 2, 3], workers=0, threads=1, listen=heard)
-    assert next(results) == (1, 1)
-    assert started == [1]
-    results.close()
-    assert started == [1]
-
-
-def test_whatever_one_job_meets_leaves_the_others_alone() -> None:
-    """As on dask: even a mistake in the code fails the units that meet it, no more."""
-
-    def work(job: int, _: Any) -> int:
-        return 6 // job
-
-    outcomes = dict(runtime.run_jobs(work, [0, 2], workers=0, threads=1, listen=heard))
-    assert isinstance(outcomes[0], ZeroDivisionError)
-    assert outcomes[2] == 3
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_no_jobs_start_nothing(workers: int) -> None:
-    assert list(runtime.run_jobs(double, [], workers=workers, threads=1, listen=heard)) == []
 
 
 def test_a_meter_loses_nothing_between_two_reports() -> None:

@@ -12,6 +12,7 @@ from pipeline.audit.verify import Verdict, verify_cache
 from pipeline.cache import layout, writer
 from pipeline.cache.reader import read_array, read_manifest
 from pipeline.cache.seal import seal_cache
+from pipeline.cluster import Place
 from pipeline.embed import CacheOptions, build_cache
 from pipeline.errors import CacheError, LossesError
 from pipeline.prompts import PromptOptions, PromptSet, load_prompts, prompt_set
@@ -85,8 +86,7 @@ def repair_cache(
             shards,
             spec,
             recipe=manifest["made_with"]["recipe"],
-            workers=workers,
-            device=device,
+            place=Place(workers=workers, device=device),
             redo=report.units,
         )
     report.anchors += sorted(_prompt_sets(cache) - sets - {*report.anchors})

@@ -1,10 +1,11 @@
 """Publishes what a cache holds: each unit, prompt set, manifest and seal appears whole or not."""
 
 import contextlib
+import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,26 @@ def check_place(cache: Path) -> None:
 
 
 def sweep(cache: Path) -> None:
-    """Remove what interrupted writers left behind; call only while holding the cache."""
-    shutil.rmtree(cache / ".tmp", ignore_errors=True)
+    """Remove what interrupted writers left behind; call only while holding the cache.
+
+    A lock does not stop the workers of a driver that died: each folder is moved off before it is
+    emptied, so that one of theirs is either published whole or missed by its owner.
+    """
+    left = cache / ".tmp"
+    for folder in left.glob("*"):
+        swept = left / f"swept.{uuid.uuid4().hex}"
+        with contextlib.suppress(OSError):
+            folder.rename(swept)
+            shutil.rmtree(swept)
+    with contextlib.suppress(OSError):
+        left.rmdir()
 
 
 def create_manifest(cache: Path, manifest: Mapping[str, Any]) -> None:
     """Write a manifest generation; raises FileExistsError if another writer was first."""
-    durable.create_json(layout.manifest_path(cache, manifest["generation"]), manifest)
+    path = layout.manifest_path(cache, manifest["generation"])
+    with durable.storing("a manifest", path):
+        durable.create_json(path, manifest)
     durable.fault_point("after-manifest")
 
 
@@ -88,11 +102,13 @@ def publish_seal(
     cache: Path, generation: int, columns: Mapping[str, np.ndarray], seal: Mapping[str, Any]
 ) -> None:
     """Write the flat columns ({split}.{column}) and seal.json as one folder."""
-    temporary = _temporary(cache, "index")
-    for name, column in columns.items():
-        np.save(temporary / f"{name}.npy", column)
-    durable.write_json(temporary / "seal.json", seal)
-    durable.publish_folder(temporary, layout.index_path(cache, generation))
+    final = layout.index_path(cache, generation)
+    with durable.storing("the index", final, sum(column.nbytes for column in columns.values())):
+        temporary = _temporary(cache, "index")
+        for name, column in columns.items():
+            np.save(temporary / f"{name}.npy", column)
+        durable.write_json(temporary / "seal.json", seal)
+        durable.publish_folder(temporary, final)
 
 
 def unseal(cache: Path, generation: int) -> None:
@@ -126,19 +142,18 @@ def _publish_group(
     attributes: Mapping[str, Any],
 ) -> bool:
     final = cache / place
-    _ensure_parent_group(final.parent)
-    temporary = _temporary(cache, final.name)
-    try:
-        group = zarr.create_group(store=LocalStore(temporary), zarr_format=3)
-        for name, array_layout in layouts.items():
-            _write_array(group, name, array_layout, arrays[name])
-        durable.fault_point("before-attributes")
-        digests = layout.content_digests(arrays)
-        _check_written(temporary, digests, layouts)
-        group.attrs.update({**attributes, "digests": digests})
-        return durable.publish_folder(temporary, final)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with durable.storing(final.name, final, sum(array.nbytes for array in arrays.values())):
+        _ensure_parent_group(final.parent)
+        with _own_folder(cache, final.name) as (temporary, check_own):
+            group = zarr.create_group(store=LocalStore(temporary), zarr_format=3)
+            for name, array_layout in layouts.items():
+                _write_array(group, name, array_layout, arrays[name])
+            durable.fault_point("before-attributes")
+            digests = layout.content_digests(arrays)
+            _check_written(temporary, digests, layouts)
+            group.attrs.update({**attributes, "digests": digests})
+            check_own()
+            return durable.publish_folder(temporary, final)
 
 
 def _write_array(
@@ -181,6 +196,27 @@ def _ensure_parent_group(folder: Path) -> None:
     """Make units/ or anchors/ a Zarr group, so that a bare listing is clean."""
     if not (folder / "zarr.json").exists():
         zarr.open_group(LocalStore(folder), mode="a", zarr_format=3)
+
+
+@contextlib.contextmanager
+def _own_folder(cache: Path, name: str) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """Yield a temporary folder, gone at the end, with a check that it is still the same one.
+
+    Writing to a folder that another driver swept away would make a second, with only the last of
+    its files. The check raises FileNotFoundError.
+    """
+    folder = _temporary(cache, name)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)  # keeps its inode from reuse
+
+    def check_own() -> None:
+        if not os.path.samestat(os.stat(folder), os.fstat(descriptor)):
+            raise FileNotFoundError(errno.ENOENT, "another driver swept it away", str(folder))
+
+    try:
+        yield folder, check_own
+    finally:
+        os.close(descriptor)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _temporary(cache: Path, name: str) -> Path:

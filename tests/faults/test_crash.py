@@ -88,16 +88,6 @@ def test_every_point_of_publishing_survives_kill_9(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
-def test_dask_workers_give_the_same_bytes_as_this_process(
-    tmp_path: Path, shards_dir: Path, recipe_file: Path, sealed_cache: Path, workers: int
-) -> None:
-    done = run_stage_one(tmp_path / "cache", shards_dir, recipe_file, workers=workers)
-    assert done.returncode == 0, done.stderr
-    assert cache_digests(tmp_path / "cache") == cache_digests(sealed_cache)
-
-
-@pytest.mark.slow
 def test_workers_and_a_driver_that_die_lose_nothing(
     tmp_path: Path, shards_dir: Path, recipe_file: Path, sealed_cache: Path
 ) -> None:
@@ -109,20 +99,4 @@ def test_workers_and_a_driver_that_die_lose_nothing(
     rerun = run_stage_one(cache, shards_dir, recipe_file)
     assert rerun.returncode == 0, rerun.stderr
     assert json.loads(rerun.stdout)["made"] == 0
-    assert cache_digests(cache) == cache_digests(sealed_cache)
-
-
-@pytest.mark.slow
-def test_a_unit_that_kills_every_worker_is_named_and_the_rest_finishes(
-    tmp_path: Path, shards_dir: Path, recipe_file: Path, sealed_cache: Path
-) -> None:
-    cache, poison = tmp_path / "cache", "train-000001.mild.v0-1"
-    outcome = run_stage_one(cache, shards_dir, recipe_file, workers=2, fault=f"in-{poison}")
-    assert outcome.returncode == 3, outcome.stderr
-    assert "1 of 5 units failed" in outcome.stderr
-    assert f"{poison}: KilledWorker" in outcome.stderr
-    assert "INFO" not in outcome.stderr
-    assert published(cache) == published(sealed_cache) - {poison}
-    rerun = run_stage_one(cache, shards_dir, recipe_file)
-    assert rerun.returncode == 0, rerun.stderr
     assert cache_digests(cache) == cache_digests(sealed_cache)

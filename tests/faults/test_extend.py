@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.cache import layout
 from pipeline.cache.reader import TargetCache, read_manifest
+from pipeline.cluster import Place
 from pipeline.embed import CacheReport, build_cache
 from pipeline.errors import CacheError, CacheMismatchError, LossesError
 from pipeline.manifest import agree
@@ -26,7 +27,9 @@ from tests.trees import tree_digests, tree_stamps
 def rerun(cache: Path, shards: Path, recipe: Path, *overrides: str) -> CacheReport:
     loaded = load_recipe(str(recipe), overrides)
     spec = loaded.cache_options()
-    return build_cache(cache, find_shards([str(shards)]), spec, recipe={}, device="cpu")
+    return build_cache(
+        cache, find_shards([str(shards)]), spec, recipe={}, place=Place(device="cpu")
+    )
 
 
 def ranges(cache: Path, generation: int | None = None) -> object:
