@@ -1,11 +1,18 @@
-"""The commands that look after a cache: info, verify, repair, diff."""
+"""The commands that look after a cache: plan, info, verify, repair, diff."""
 
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pipeline.cli_options import PATH, device_option, emit, json_option, shards_option
+from pipeline.cli_options import (
+    PATH,
+    device_option,
+    emit,
+    json_option,
+    set_option,
+    shards_option,
+)
 from pipeline.errors import BeamclipError, LossesError
 
 _BOUND = 1 - 1e-4
@@ -18,7 +25,59 @@ _teacher = click.option(
 
 @click.group()
 def cache() -> None:
-    """Look after a cache: what it is, whether it is whole, mending it, comparing it."""
+    """Look after a cache: its cost beforehand, what it is, whether it is whole, mending it."""
+
+
+@cache.command("plan")
+@click.option(
+    "--shards", multiple=True, metavar="PATTERN", help="Calibrate on these; needs --recipe."
+)
+@click.option("--recipe", help="Calibrate with this recipe's teacher and schedule.")
+@set_option
+@click.option("--samples", type=click.IntRange(1), help="Without --shards: how many images.")
+@click.option(
+    "--dim", default=512, show_default=True, type=click.IntRange(1), help="With --samples."
+)
+@click.option("--rate", type=click.FloatRange(0, min_open=True), help="With --samples: views/s.")
+@click.option("--views", default="10,50,200", show_default=True, metavar="V,V", help="To compare.")
+@click.option("--renderers", type=click.IntRange(0), help="As of teacher-cache.")
+@device_option
+@json_option
+def cache_plan(
+    shards: tuple[str, ...],
+    recipe: str | None,
+    overrides: tuple[str, ...],
+    samples: int | None,
+    dim: int,
+    rate: float | None,
+    views: str,
+    renderers: int | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Foretell disk, teacher time and when a cache pays, for several numbers of views.
+
+    With --shards and --recipe, some seconds of stage one are run on this machine to measure its
+    rate; with --samples and --rate, the rate is taken as given.
+    """
+    counts = _counts(views)
+    calibrated, given = bool(shards or recipe), bool(samples or rate)
+    if calibrated == given or bool(shards) != bool(recipe) or bool(samples) != bool(rate):
+        raise click.UsageError("give --shards and --recipe, or --samples and --rate")
+    from pipeline import plan
+
+    if samples and rate:
+        rates = plan.given_rates(samples, dim, rate)
+    else:
+        from pipeline.cluster import Place
+        from pipeline.recipe import load_recipe
+        from pipeline.shards import find_shards
+
+        place = Place(device=device, renderers=renderers)
+        options = load_recipe(recipe or "", overrides).cache_options()
+        rates = plan.calibrate(find_shards(shards), options, place)
+    found = plan.plan_cache(rates, counts)
+    emit(found.as_mapping(), as_json, lambda _: found.text())
 
 
 @cache.command("info")
@@ -150,6 +209,17 @@ def cache_diff(context: click.Context, a: Path, b: Path, as_json: bool) -> None:
         context.exit(2)
     emit(found.as_mapping(), as_json, lambda _: found.text())
     context.exit(0 if found.equal else 1)
+
+
+def _counts(text: str) -> list[int]:
+    """Return numbers of views, written 10,50,200."""
+    try:
+        counts = [int(part) for part in text.split(",")]
+    except ValueError:
+        counts = [0]
+    if min(counts) < 1:
+        raise click.BadParameter(f"{text!r}: expected numbers of views, as in 10,50,200")
+    return counts
 
 
 def _percent(text: str | None) -> float | None:

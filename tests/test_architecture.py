@@ -38,7 +38,7 @@ LEVELS = (
     {"making", "train", "evaluate"},
     {"embed"},
     {"recipe", "audit.info", "audit.live"},
-    {"stage_two", "tables", "audit.reembed", "audit.repair"},
+    {"stage_two", "tables", "plan", "audit.reembed", "audit.repair"},
     {"cli_anchors", "cli_cache"},
     {"cli"},
 )
