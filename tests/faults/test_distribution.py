@@ -17,12 +17,13 @@ import pytest
 from pipeline.cache import layout
 from pipeline.cache.reader import read_manifest
 from pipeline.cluster import Place
+from pipeline.conveyor import embed_unit
+from pipeline.decode import DecodePolicy
 from pipeline.engine import run_jobs
 from pipeline.errors import TeacherError
 from pipeline.shards import find_shards
 from pipeline.teacher import TeacherOptions
-from pipeline.unit import UnitJob, UnitReport, embed_unit
-from pipeline.views import DecodePolicy
+from pipeline.unit import UnitJob, UnitReport
 from tests import clusters
 from tests.faults.conftest import NUM_UNITS
 from tests.faults.law import check_law
