@@ -15,6 +15,7 @@ from typing import Any
 from pipeline.errors import ClusterError
 
 _CONNECT_SECONDS = 10
+_SILENCE = {"DASK_LOGGING__DISTRIBUTED": "critical"}
 _LEAST_BYTES = 2**20  # a number alone would be bytes, and kill every worker
 _ENCRYPTED = ("tls", "wss")
 _PLAIN = ("tcp", "ws", "ucx", "ucxx")
@@ -175,10 +176,11 @@ def _local_cluster(workers: int, threads: int, limit_bytes: int) -> Iterator[Any
     import dask
     from distributed import Client, LocalCluster, Security
 
+    # Nannies preset one thread for everything; results depend on the number, so it is stated.
+    environment = {name: str(threads) for name in _THREAD_VARIABLES}
     settings = {
-        # Nannies preset one thread for everything; results depend on the number, so it is stated.
-        "distributed.nanny.pre-spawn-environ": {name: str(threads) for name in _THREAD_VARIABLES},
-        "logging.distributed": "critical",
+        # A worker sets its log up before it hears of any other setting.
+        "distributed.nanny.pre-spawn-environ": {**environment, **_SILENCE},
         # A worker near its limit would be paused, and wait for ever; over it, it is killed.
         "distributed.worker.memory.target": False,
         "distributed.worker.memory.spill": False,

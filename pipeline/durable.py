@@ -121,11 +121,11 @@ def storing(what: str, place: Path, need_bytes: int = 0) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _STORAGE_FAULTS:
             raise
-        need = f"{what} takes up to {need_bytes / 1e6:.3g} MB" if need_bytes else what
+        need = f": {need_bytes / 1e6:.3g} MB before compression" if need_bytes else ""
         raise StorageError(
-            f"cannot write {error.filename or place}: {error.strerror or error}. Needed for {need}"
-            f"{_free(place)}. What is published is kept: give the cache a disk that takes it, and "
-            "run again"
+            f"cannot write {error.filename or place}: {error.strerror or error}. Needed for {what}"
+            f"{need}{_free(place)}. What is published is kept: give the cache a disk that takes "
+            "it, and run again"
         ) from error
 
 

@@ -225,3 +225,47 @@ def test_a_cache_grows_on_request_and_a_hint_says_how(
     assert trained.code == 0, trained.err
     origin = json.loads((tmp_path / "r" / "run.json").read_text(encoding="utf-8"))
     assert origin["cache"]["generation"] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        (("--scheduler", "127.0.0.1:1", "--workers", 2), "leave --workers out"),
+        (("--scheduler", "127.0.0.1:1", "--scheduler-file", "s.json"), "both name a cluster"),
+        (("--memory-limit", "1GiB"), "of the processes of --workers"),
+        (("--insecure",), "name one"),
+    ],
+)
+def test_options_of_place_that_would_be_ignored_are_usage_errors(
+    beamclip: Invoke,
+    shards_dir: Path,
+    recipe_file: Path,
+    tmp_path: Path,
+    options: tuple[object, ...],
+    found: str,
+) -> None:
+    shared = ("--cache", tmp_path / "c", "--shards", shards_dir, "--recipe", recipe_file)
+    fails(beamclip("teacher-cache", *shared, *options), 2, found)
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        (("--scheduler", "tcp://192.0.2.1:8786"), "Whoever reaches a scheduler runs code"),
+        (("--scheduler-file", "/nowhere/s.json"), "/nowhere/s.json: No such file"),
+        (("--workers", 2, "--memory-limit", "plenty"), "expected a size, such as 8GiB"),
+    ],
+)
+def test_a_place_that_cannot_be_used_is_told_before_the_teacher_is_looked_for(
+    beamclip: Invoke,
+    shards_dir: Path,
+    recipe_file: Path,
+    tmp_path: Path,
+    options: tuple[object, ...],
+    found: str,
+) -> None:
+    shared = ("--cache", tmp_path / "c", "--shards", shards_dir, "--recipe", recipe_file)
+    nowhere = ("--set", "teacher.model=local-dir:/nowhere")
+    fails(beamclip("teacher-cache", *shared, *nowhere, *options), 1, found)
+    assert not (tmp_path / "c").exists()

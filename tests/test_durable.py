@@ -1,5 +1,6 @@
 """Files and folders appear whole or not at all."""
 
+import errno
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import durable
+from pipeline.errors import StorageError
 
 
 def run_python(code: str, fault_point: str) -> subprocess.CompletedProcess[str]:
@@ -179,3 +181,38 @@ def test_killed_publisher_leaves_all_or_nothing(
     there, elsewhere = (final, temporary) if published else (temporary, final)
     assert (there / "inner" / "file").read_text() == "one"
     assert not elsewhere.exists()
+
+
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EACCES]
+)
+def test_a_disk_that_takes_nothing_more_is_named_with_what_was_needed(
+    tmp_path: Path, number: int
+) -> None:
+    place = tmp_path / "not" / "there" / "yet"
+    with pytest.raises(StorageError) as error, durable.storing("the unit", place, 2_500_000):
+        raise OSError(number, os.strerror(number))
+    for part in (f"cannot write {place}: {os.strerror(number)}", "the unit: 2.5 MB", "are free"):
+        assert part in str(error.value)
+
+
+def test_a_file_that_says_its_name_is_named_and_numpys_bare_error_is_understood(
+    tmp_path: Path,
+) -> None:
+    with (
+        pytest.raises(StorageError, match="cannot write /some/chunk: "),
+        durable.storing("", tmp_path),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device", "/some/chunk")
+    with (
+        pytest.raises(StorageError, match="9 requested and 0 written"),
+        durable.storing("", tmp_path),
+    ):
+        raise OSError("9 requested and 0 written")
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "gone"), ValueError("other")])
+def test_any_other_error_passes_as_it_is(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(type(error)) as found, durable.storing("", tmp_path):
+        raise error
+    assert found.value is error

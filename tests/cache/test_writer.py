@@ -1,6 +1,7 @@
 """Publishing: whole or not at all, once, and only what is right."""
 
 import multiprocessing
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -117,3 +118,36 @@ def test_unsealing_takes_the_seal_away(cache_copy: Path) -> None:
     assert not layout.index_path(cache_copy, 0).exists()
     writer.sweep(cache_copy)
     assert not (cache_copy / ".tmp").exists()
+
+
+def test_a_folder_swept_from_under_its_writer_is_published_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another driver sweeps while the arrays are read back: what is written next makes the folder
+    again, with nothing but the attributes that say that it is complete."""
+    digests = layout.content_digests
+
+    def sweep_once_read_back(arrays: Mapping[str, np.ndarray]) -> dict[str, str | list[str]]:
+        found = digests(arrays)
+        sweeps.append(len(sweeps))
+        if len(sweeps) == 2:
+            writer.sweep(tmp_path)
+        return found
+
+    sweeps: list[int] = []
+    monkeypatch.setattr(layout, "content_digests", sweep_once_read_back)
+    with pytest.raises(FileNotFoundError, match="another driver swept it away"):
+        writer.publish_unit(tmp_path, UNIT, unit_arrays(), {"fingerprint": "f"})
+    assert len(sweeps) == 2
+    assert layout.unit_attributes(tmp_path, UNIT, "f") is None
+    assert not (tmp_path / "units" / UNIT.name).exists()
+    assert writer.publish_unit(tmp_path, UNIT, unit_arrays(), {"fingerprint": "f"})
+
+
+def test_sweeping_leaves_nothing_temporary(tmp_path: Path) -> None:
+    for name in ("train-000000.views.v0-1.aa", "swept.bb"):
+        (tmp_path / ".tmp" / name / "targets").mkdir(parents=True)
+        (tmp_path / ".tmp" / name / "targets" / "zarr.json").write_text("{")
+    writer.sweep(tmp_path)
+    assert not (tmp_path / ".tmp").exists()
+    writer.sweep(tmp_path)

@@ -17,38 +17,24 @@ import pytest
 from pipeline.cache import layout
 from pipeline.cache.reader import read_manifest
 from pipeline.cluster import Place
+from pipeline.conveyor import embed_unit
+from pipeline.decode import DecodePolicy
 from pipeline.engine import run_jobs
 from pipeline.errors import TeacherError
-from pipeline.shards import find_shards, write_shards
+from pipeline.shards import find_shards
 from pipeline.teacher import TeacherOptions
-from pipeline.unit import UnitJob, UnitReport, embed_unit
-from pipeline.views import DecodePolicy
+from pipeline.unit import UnitJob, UnitReport
 from tests import clusters
+from tests.faults.conftest import NUM_UNITS
 from tests.faults.law import check_law
 from tests.faults.stage_one import Run, published, started
 from tests.faults.units import embed_at_the_third_attempt
-from tests.inputs import build, labelled_samples, make_teacher
+from tests.inputs import build, make_teacher
 from tests.trees import cache_digests
 
 pytestmark = pytest.mark.slow
 README = (clusters.ROOT / "README.md").read_text(encoding="utf-8")
 POISON = "train-000001.mild.v0-1"
-
-
-@pytest.fixture(scope="module")
-def many_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Thirty shards: stage one is on its way for seconds."""
-    folder = tmp_path_factory.mktemp("many-shards")
-    write_shards(labelled_samples(90, seed=3), folder, "train", per_shard=3)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def many_units(
-    tmp_path_factory: pytest.TempPathFactory, many_shards: Path, recipe_file: Path
-) -> Path:
-    """The cache of the thirty shards, made without a fault."""
-    return build(tmp_path_factory.mktemp("many-units") / "cache", many_shards, recipe_file)
 
 
 def jobs_of(cache: Path, shards: Path, model: str) -> list[UnitJob]:
@@ -216,7 +202,7 @@ def test_a_lost_scheduler_stops_the_driver_and_a_rerun_goes_on(
     before = len(published(run.cache))
     rerun = replace(run, options=()).finish()
     assert rerun.returncode == 0, rerun.stderr
-    assert json.loads(rerun.stdout)["made"] == 60 - before
+    assert json.loads(rerun.stdout)["made"] == NUM_UNITS - before
     check_law(run.cache, exit_code=0)
     assert cache_digests(run.cache) == cache_digests(many_units)
 

@@ -1,7 +1,8 @@
 """Work on units that fails on the way, which worker processes must be able to import."""
 
+from pipeline.conveyor import embed_unit
 from pipeline.runtime import Send
-from pipeline.unit import UnitJob, UnitReport, embed_unit
+from pipeline.unit import UnitJob, UnitReport
 
 
 def embed_at_the_third_attempt(job: UnitJob, send: Send) -> UnitReport:
