@@ -20,7 +20,7 @@ INPUTS  += data/teachers/digits/open_clip_config.json
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow lint teacher-cache train-student probe clean
+.PHONY: help setup test test-slow test-faults bench lint teacher-cache train-student probe clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -42,6 +42,12 @@ test: $(STAMP) ## Run the tests that take seconds each
 
 test-slow: $(STAMP) ## Run the tests that take longer
 	$(BIN)/pytest -m slow
+
+test-faults: $(STAMP) ## Run what must survive: damage, crashes, kills, full disks, lost workers
+	$(BIN)/pytest tests/faults -m "slow or not slow"
+
+bench: $(STAMP) ## Measure speed, space and overheads; prints a table, writes data/bench.json
+	$(BIN)/python -m benchmarks
 
 lint: $(STAMP) ## Check style and types
 	$(BIN)/ruff check .

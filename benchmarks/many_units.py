@@ -7,7 +7,6 @@ size.
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measure import Row, row
 from pipeline.datasets import write_digits
 from pipeline.prompts import load_prompts
 from pipeline.shards import find_shards
@@ -34,6 +34,19 @@ rows = cache.column("valid").sum()
 plan = plan_epoch(int(rows), {BATCH_SIZE}, 0, 0)
 print(opened - began, time.perf_counter() - opened, len(plan))
 """
+
+
+def rows() -> list[Row]:
+    """Measure a cache of 1,000 units."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(Path(folder), units=1000, repeats=3)
+    named = (
+        ("no_op", "1,000 units, complete: the command again", "< 10"),
+        ("import", "of which importing torch and open_clip", ""),
+        ("open", "1,000 units: opening the cache", "< 1"),
+        ("plan", "1,000 units: planning an epoch", "< 1"),
+    )
+    return [row(name, found[f"{key}_seconds"], "s", target) for key, name, target in named]
 
 
 def measure(folder: Path, units: int, repeats: int) -> dict[str, Any]:
@@ -61,10 +74,10 @@ def measure(folder: Path, units: int, repeats: int) -> dict[str, Any]:
         "units": units,
         "samples": sum(count["seen"] for count in made["counts"].values()),
         "made_seconds": made["seconds"],
-        "no_op_seconds": _spread(no_ops),
-        "import_seconds": _spread(imports),
-        "open_seconds": _spread(opens),
-        "plan_seconds": _spread(plans),
+        "no_op_seconds": no_ops,
+        "import_seconds": imports,
+        "open_seconds": opens,
+        "plan_seconds": plans,
     }
 
 
@@ -87,10 +100,6 @@ def _stage_one(folder: Path, units: int) -> list[str]:
 
 def _run(command: list[str]) -> str:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-
-
-def _spread(seconds: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds)}
 
 
 def main() -> None:
