@@ -5,7 +5,6 @@ the calling thread embeds full batches; another publishes. Views wait in a ring 
 letters: B batch, V views of a sample, S side in pixels, P view parameters, D teacher dimension.
 """
 
-import os
 import queue
 import threading
 from collections import deque
@@ -23,14 +22,16 @@ from pipeline.errors import SampleError, TeacherError
 from pipeline.photometry import apply_photometry
 from pipeline.rendering import Rendered, RenderPlan, Request, Slab
 from pipeline.renderpool import Renderers, RenderersError
-from pipeline.resident import resident_fingerprint, resident_renderers, resident_teacher
+from pipeline.resident import renderers_in_use, resident_fingerprint, resident_teacher
 from pipeline.schedule import ViewParams
 from pipeline.shards import Sample, read_samples
 from pipeline.teacher import Teacher
 from pipeline.unit import UnitJob, UnitReport, UnitRows
 
 _SPARE_BATCHES = 4  # of the ring, beside those that the renderers are filling
-_MOST_AHEAD = 6  # requests that a renderer may have at a time, with some to spare
+# Samples that the ring has room for, for each renderer: fewer where they have many views.
+_LEAST_AHEAD, _MOST_AHEAD, _VIEWS_AHEAD = 2, 6, 48
+_LEAVING_SECONDS = 10.0
 _IDENTITY = np.array(ViewParams(), np.float32)
 
 
@@ -74,12 +75,22 @@ def carry_units(
     """Make and publish units with a teacher that is known to be the right one."""
     meter = runtime.Meter(send)
     size, processes = jobs[0].teacher.batch_size, jobs[0].renderers
-    if processes is None:
-        processes = len(os.sched_getaffinity(0))
     most_views = max(job.unit.num_views for job in jobs)
-    batches = -(-(max(processes, 1) * _MOST_AHEAD + 1) * most_views // size) + _SPARE_BATCHES
+    ahead = max(_LEAST_AHEAD, min(_MOST_AHEAD, _VIEWS_AHEAD // most_views))
+    batches = -(-(max(processes, 1) * ahead + 1) * most_views // size) + _SPARE_BATCHES
     ring = batches * size
-    renderers = resident_renderers(processes, ring, teacher.preprocess.size)
+    with renderers_in_use(processes, ring, teacher.preprocess.size) as renderers:
+        yield from _carry(jobs, teacher, meter, renderers, ring)
+
+
+def _carry(
+    jobs: Sequence[UnitJob],
+    teacher: Teacher,
+    meter: runtime.Meter,
+    renderers: Renderers,
+    ring: int,
+) -> Iterator[tuple[UnitJob, UnitReport | Exception]]:
+    size = jobs[0].teacher.batch_size
     feeder = _Feeder(jobs, renderers, ring, size, teacher)
     device = _Device(teacher, runtime.pick_device(jobs[0].device), renderers.slab, size, ring)
     publishing: deque[tuple[UnitJob, Future[UnitReport]]] = deque()
@@ -249,7 +260,7 @@ class _Feeder(threading.Thread):
     def __exit__(self, *_: object) -> None:
         self._stopping = True
         self._renderers.wake()
-        self.join()
+        self.join(_LEAVING_SECONDS)  # longer only in a read that does not return
 
     def release(self) -> None:
         """Give back the slots of the batch that has been in `ready` longest."""
@@ -279,7 +290,7 @@ class _Feeder(threading.Thread):
         except (_StoppedError, RenderersError):
             raise
         except Exception as error:
-            unit.error = error
+            unit.error = unit.error or error
         self._end(unit)
 
     def _read(self, unit: _Unit) -> None:
@@ -302,7 +313,13 @@ class _Feeder(threading.Thread):
             return
         while not self._renderers.has_room():
             self._collect(block=True)
-        self._renderers.submit(unit.plan, Request(slot, sample.key, encoded))
+        try:
+            self._renderers.submit(unit.plan, Request(slot, sample.key, encoded))
+        except RenderersError:
+            raise
+        except Exception as error:  # it will not be given back, and the batch must not wait for it
+            self._answer(slot, Rendered(reason="failed", detail=type(error).__name__))
+            raise
         self._collect(block=False)
 
     def _ask(self, unit: _Unit, ordinal: int) -> int:

@@ -33,14 +33,16 @@ _passages: Counter[str] = Counter()
 def fault_point(name: str) -> None:
     """Kill this process if a test asked for it here (BEAMCLIP_FAULT_POINT=name[:count]).
 
-    With a count, the first count-1 passages of this process survive; with `hang` for a count, the
-    process stops answering instead.
+    With a count, the first count-1 passages of this process survive. In place of a count, `hang`
+    stops the process from answering, and `crash` ends it as a wild pointer would.
     """
     wanted, _, count = os.environ.get("BEAMCLIP_FAULT_POINT", "").partition(":")
     if wanted != name:
         return
     if count == "hang":
         time.sleep(3600)
+    if count == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
     _passages[name] += 1
     if _passages[name] >= int(count or 1):
         os.kill(os.getpid(), signal.SIGKILL)

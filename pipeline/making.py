@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
@@ -22,18 +21,24 @@ from pipeline.teacher import LOCAL_DIR
 from pipeline.unit import UnitJob, UnitReport
 
 _log = logging.getLogger(__name__)
+_MOST_RENDERERS = 16  # by default; each takes about 300 MB
 _LITTLE_BYTES = 64 << 20  # of shards: starting processes would take longer than they save
 
 
-def renderers_of(place: Place, shards: Sequence[Shard]) -> int | None:
-    """Return how many processes render for one that embeds; None: one per core that it may use."""
+def renderers_of(place: Place, shards: Sequence[Shard]) -> int:
+    """Return how many processes render for one that embeds.
+
+    By default none for little data, one for each worker of a running cluster, whose machines are
+    not known here, and else one per core, shared out among the workers.
+    """
     if place.renderers is not None:
         return place.renderers
     if sum(shard.size_bytes for shard in shards) < _LITTLE_BYTES:
         return 0
-    if place.workers:
-        return max(1, len(os.sched_getaffinity(0)) // place.workers)
-    return None
+    if place.is_running_cluster:
+        return 1
+    cores = min(runtime.available_cores(), _MOST_RENDERERS)
+    return max(1, cores // max(1, place.workers))
 
 
 def make_units(

@@ -21,6 +21,7 @@ from pipeline.schedule import ViewParams
 _EXACT = float((1 << 24) - 512)
 _COLUMN = {name: place for place, name in enumerate(ViewParams._fields)}
 _TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+_LUMA_PER_MILLE = (299, 587, 114)
 _FROM_YIQ = np.linalg.inv(_TO_YIQ)
 # Blur: both passes' weights sum to 2**12; between them, pixels have 4 bits below the point.
 _TAP_BITS, _BETWEEN_BITS = 12, 4
@@ -103,8 +104,8 @@ def _colour_maps(params_BP: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _mean_luma(pixels_B3HW: Tensor) -> Tensor:
     """Return float64 [B]; sums of whole levels are exact, so that their order plays no part."""
     sums_B3 = pixels_B3HW.sum(3).sum(2, dtype=torch.float64)
-    weights = torch.from_numpy(_TO_YIQ[0]).to(pixels_B3HW.device)
-    return (sums_B3 * weights).sum(1) / (pixels_B3HW.shape[2] * pixels_B3HW.shape[3])
+    weights = torch.tensor(_LUMA_PER_MILLE, dtype=torch.float64, device=pixels_B3HW.device)
+    return (sums_B3 * weights).sum(1) / (1000 * pixels_B3HW.shape[2] * pixels_B3HW.shape[3])
 
 
 def _blur(pixels_B3HW: Tensor, sigma_B: np.ndarray) -> Tensor:

@@ -4,6 +4,7 @@ It decodes what strangers encoded. Should a decoder crash or hang, this process 
 kernel's alarm needs no cooperation), and the pool that started it takes note.
 """
 
+import os
 import queue
 import signal
 import sys
@@ -18,10 +19,11 @@ from pipeline.rendering import RenderPlan, Request, Slab, render_into
 def main(connection: int, slab: int, slots: int, size: int, seconds: float) -> None:
     """Serve requests until the other end closes; all numbers but `seconds` are descriptors, counts.
 
-    seconds: the most that one sample may take, by the wall clock.
+    seconds: the most that one sample may take, by the wall clock; one more for each further view.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     torch.set_num_threads(1)
     memory = Slab(slots, size, slab)
     plan: RenderPlan | None = None
@@ -35,11 +37,11 @@ def main(connection: int, slab: int, slots: int, size: int, seconds: float) -> N
                 plan = message
                 continue
             assert plan is not None
-            signal.setitimer(signal.ITIMER_REAL, seconds)
+            signal.setitimer(signal.ITIMER_REAL, seconds + plan.last - plan.first)
             rendered = render_into(memory, plan, message)
             signal.setitimer(signal.ITIMER_REAL, 0)
             try:
-                channel.send(rendered)
+                channel.send((message.slot, rendered))
             except OSError:  # the other end is gone
                 return
 
@@ -49,9 +51,12 @@ def _read(channel: Connection, inbox: "queue.SimpleQueue[RenderPlan | Request | 
         while True:
             inbox.put(channel.recv())
     except (EOFError, OSError):  # the other end is gone
+        pass
+    finally:  # or this process has no memory for what it is asked: it ends, another may have
         inbox.put(None)
 
 
 if __name__ == "__main__":
     _connection, _slab, _slots, _size = map(int, sys.argv[1:5])
     main(_connection, _slab, _slots, _size, float(sys.argv[5]))
+    os._exit(0)  # nothing is left to tidy, and torch takes its time

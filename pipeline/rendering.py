@@ -63,20 +63,24 @@ class Slab:
 
     def __init__(self, slots: int, size: int, descriptor: int | None = None) -> None:
         """Make a slab, or map the one behind another process's descriptor."""
+        self.descriptor = -1
         view_bytes, param_bytes = 3 * size * size, 4 * _NUM_PARAMS
         total = slots * (view_bytes + param_bytes)
+        self.slots, self.size = slots, size
         if descriptor is None:
-            descriptor = os.memfd_create("beamclip-views")
-            os.ftruncate(descriptor, total)
-        self.slots, self.size, self.descriptor = slots, size, descriptor
-        memory = np.frombuffer(mmap.mmap(descriptor, total), np.uint8)
+            self.descriptor = os.memfd_create("beamclip-views")
+            os.ftruncate(self.descriptor, total)
+        else:
+            self.descriptor = descriptor
+        memory = np.frombuffer(mmap.mmap(self.descriptor, total), np.uint8)
         params = memory[: slots * param_bytes].view(np.float32)
         self.params_RP = params.reshape(slots, _NUM_PARAMS)
         views = memory[slots * param_bytes :].reshape(slots, 3, size, size)
         self.views_R3SS = torch.from_numpy(views)
 
     def __del__(self) -> None:
-        os.close(self.descriptor)
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
 
 
 def render_into(slab: Slab, plan: RenderPlan, request: Request) -> Rendered:

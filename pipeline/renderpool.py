@@ -9,20 +9,24 @@ import subprocess
 import sys
 import threading
 from collections import Counter, deque
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Protocol
 
-from pipeline.errors import BeamclipError
+from pipeline.errors import RecipeError, WorkerError
 from pipeline.rendering import Rendered, RenderPlan, Request, Slab, render_into
 
 _AHEAD = 4  # requests that wait in a process while it renders another
+_AHEAD_BYTES = 16 << 20
 _ATTEMPTS = 2  # a process may die for reasons of its own; the second time it is the sample
+_MOST_KILLS = 5  # in a row, without a sample in between
+_KILLED = (signal.SIGKILL, signal.SIGTERM)  # by somebody else: no decoder ends itself so
 _SECONDS = 60.0
 _SECONDS_VARIABLE = "BEAMCLIP_DECODE_SECONDS"
 
 
-class RenderersError(BeamclipError):
-    """The processes that render do not work at all."""
+class RenderersError(WorkerError):
+    """The processes that render do not work on this machine."""
 
 
 class Renderers(Protocol):
@@ -93,8 +97,9 @@ class RenderPool:
     def __init__(self, processes: int, slots: int, size: int, seconds: float | None = None) -> None:
         """Start the processes. seconds: the most that one sample may take, 60 by default."""
         self.slab = Slab(slots, size)
-        self._seconds = seconds or float(os.environ.get(_SECONDS_VARIABLE) or _SECONDS)
+        self._seconds = seconds or _sample_seconds()
         self._deaths: Counter[int] = Counter()
+        self._kills = 0
         self._done: list[tuple[Request, Rendered]] = []
         self._wakeup, self._waker = socket.socketpair()
         self._waker.setblocking(False)
@@ -104,27 +109,30 @@ class RenderPool:
 
     def has_room(self) -> bool:
         """Tell whether some process has less waiting than it may."""
-        return any(len(process.waiting) <= _AHEAD for process in self._processes)
+        return any(process.has_room() for process in self._processes)
 
     def submit(self, plan: RenderPlan, request: Request) -> None:
-        """Hand the request to the process that has least to do."""
+        """Hand the request to the process that has least to do; raises RenderersError."""
         process = min(self._processes, key=lambda process: len(process.waiting))
-        process.send(plan, request)
-        self._look_after(process)
+        with _fatal():
+            process.send(plan, request)
+            self._look_after(process)
 
     def collect(self, *, block: bool) -> list[tuple[Request, Rendered]]:
         """Return requests that are done; if told to, wait for some, or to be woken.
 
-        Raises RenderersError if a process does not start.
+        Raises RenderersError if a process does not start, or is killed over and over.
         """
         for key, _ in self._selector.select(None if block and not self._done else 0):
             if key.data is None:
                 self._wakeup.recv(4096)
                 continue
-            self._done += key.data.receive()
-            self._look_after(key.data)
+            with _fatal():
+                self._done += key.data.receive()
+                self._look_after(key.data)
         done, self._done = self._done, []
         for request, _ in done:
+            self._kills = 0
             self._deaths.pop(request.slot, None)
         return done
 
@@ -144,6 +152,8 @@ class RenderPool:
         self._wakeup.close()
         self._waker.close()
         for process in self._processes:
+            process.channel.close()  # all of them end at once
+        for process in self._processes:
             process.stop()
 
     def _start(self) -> "_Process":
@@ -161,7 +171,14 @@ class RenderPool:
         if not process.was_ready:
             raise RenderersError(f"a process that renders could not start ({_ending(how)})")
         waiting = list(process.waiting)
-        if waiting:
+        if -how in _KILLED:
+            self._kills += 1
+            if self._kills >= _MOST_KILLS:
+                raise RenderersError(
+                    f"processes that render were killed {self._kills} times in a row "
+                    f"({_ending(how)}): look for too little memory, or take fewer --renderers"
+                )
+        elif waiting:
             culprit = waiting[0][1]
             self._deaths[culprit.slot] += 1
             if self._deaths[culprit.slot] == _ATTEMPTS:
@@ -187,8 +204,10 @@ class _Process:
         ours, theirs = socket.socketpair()
         arguments = (theirs.fileno(), slab.descriptor, slab.slots, slab.size, seconds)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.renderer", *map(str, arguments)],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            # -P: a folder called pipeline where the user stands must not take our place.
+            [sys.executable, "-P", "-m", "pipeline.renderer", *map(str, arguments)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
+            start_new_session=True,  # Ctrl-C is the parent's to handle
             pass_fds=(theirs.fileno(), slab.descriptor),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -198,6 +217,11 @@ class _Process:
         self.waiting: deque[tuple[RenderPlan, Request]] = deque()
         self.alive, self.was_ready = True, False
         self._plan: RenderPlan | None = None
+
+    def has_room(self) -> bool:
+        """Tell whether it has less waiting than it may."""
+        size = sum(len(request.encoded) for _, request in self.waiting)
+        return not self.waiting or (len(self.waiting) <= _AHEAD and size < _AHEAD_BYTES)
 
     def send(self, plan: RenderPlan, request: Request) -> None:
         """Ask for a sample; if the process is gone, it waits for the one that comes after."""
@@ -218,8 +242,12 @@ class _Process:
                 answer = self.channel.recv()
                 if answer is None:
                     self.was_ready = True
-                else:
-                    done.append((self.waiting.popleft()[1], answer))
+                    continue
+                slot, rendered = answer
+                request = self.waiting.popleft()[1]
+                if request.slot != slot:
+                    raise RenderersError("a process that renders answered another question")
+                done.append((request, rendered))
         except (EOFError, OSError):
             self.alive = False
         return done
@@ -232,6 +260,27 @@ class _Process:
         except subprocess.TimeoutExpired:
             self._process.kill()
             return self._process.wait()
+
+
+@contextlib.contextmanager
+def _fatal() -> Iterator[None]:
+    """Turn what the machine refuses (processes, memory, descriptors) into a RenderersError."""
+    try:
+        yield
+    except (OSError, MemoryError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise RenderersError(f"processes that render cannot be kept up ({what})") from error
+
+
+def _sample_seconds() -> float:
+    text = os.environ.get(_SECONDS_VARIABLE) or str(_SECONDS)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e6:
+        raise RecipeError(f"{_SECONDS_VARIABLE}={text!r}: expected seconds, as in 60")
+    return seconds
 
 
 def _ending(how: int) -> str:

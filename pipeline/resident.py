@@ -1,7 +1,9 @@
 """What a process keeps between units: its teacher, and the processes that render for it."""
 
 import atexit
-from collections.abc import Mapping
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -9,6 +11,7 @@ from pipeline import runtime
 from pipeline.renderpool import Renderers, RenderHere, RenderPool
 from pipeline.teacher import Teacher, TeacherOptions, load_teacher
 
+_in_use = threading.Lock()
 _renderers: dict[tuple[int, int, int], Renderers] = {}
 
 
@@ -24,12 +27,18 @@ def resident_fingerprint(spec: TeacherOptions, device: str) -> Mapping[str, Any]
     return resident_teacher(spec, device).fingerprint()
 
 
-def resident_renderers(processes: int, slots: int, size: int) -> Renderers:
-    """Return this process's renderers, started at first use; at least `slots` of `size` pixels.
+@contextlib.contextmanager
+def renderers_in_use(processes: int, slots: int, size: int) -> Iterator[Renderers]:
+    """Yield this process's renderers, started at first use; at least `slots` of `size` pixels.
 
-    processes: 0 renders in the calling thread. Those of another kind, or left busy by a failure,
-    are stopped first.
+    processes: 0 renders in the calling thread. They serve one user at a time, others wait. Those of
+    another kind, or left busy by a failure, are stopped first.
     """
+    with _in_use:
+        yield _resident_renderers(processes, slots, size)
+
+
+def _resident_renderers(processes: int, slots: int, size: int) -> Renderers:
     for key, renderers in list(_renderers.items()):
         if key[0] != processes or key[1] < slots or key[2] != size or renderers.busy:
             stop_renderers()

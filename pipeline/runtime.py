@@ -1,6 +1,7 @@
 """What this process runs on: device, threads, versions; and how its progress shows."""
 
 import contextlib
+import os
 import platform
 import re
 import subprocess
@@ -51,6 +52,15 @@ def pick_device(name: str) -> "torch.device":
     if device.type == "cuda" and (device.index or 0) >= visible:
         raise BeamclipError(f"--device {name}: {visible} CUDA devices are visible; use cpu or auto")
     return device
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use, by its affinity and its container's quota."""
+    cores = len(os.sched_getaffinity(0))
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
+        cores = min(cores, max(1, int(quota) // int(period)))  # "max" is no number: no quota
+    return cores
 
 
 @contextlib.contextmanager

@@ -25,8 +25,7 @@ _NORM_TOLERANCE = 1e-3
 class UnitJob:
     """All that a process anywhere needs to make one unit.
 
-    renderers: processes that decode and render; 0 renders in the process that embeds, None takes
-    one per core that it may use.
+    renderers: processes that decode and render; 0 renders in the process that embeds.
     """
 
     cache: Path
@@ -38,7 +37,7 @@ class UnitJob:
     fingerprint: str
     schedule: Mapping[str, Any]
     decode: DecodePolicy
-    renderers: int | None = 0
+    renderers: int = 0
 
     def plan(self, size: int, ring: int) -> RenderPlan:
         """Return what is rendered of each sample for a teacher whose input has `size` pixels."""
@@ -151,6 +150,9 @@ class UnitRows:
         """Return the arrays of layout.UNIT_ARRAYS."""
         n, num_views = len(self._keys), self.job.unit.num_views
         num_params = len(layout.PARAM_COLUMNS)
+        for ordinal in self._skips:  # of one bad view, the others are not kept either
+            self._targets[ordinal][:] = np.nan
+            self._valid[ordinal][:] = False
         return {
             "targets": np.array(self._targets, np.float16).reshape(n, num_views, self._dim),
             "params": np.array(self._params, np.float32).reshape(n, num_views, num_params),

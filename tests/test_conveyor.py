@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ import zarr
 
 from pipeline.cache import layout
 from pipeline.cache.reader import read_manifest
-from pipeline.conveyor import carry_units, embed_unit, embed_units
+from pipeline.conveyor import _carry, carry_units, embed_unit, embed_units
 from pipeline.decode import DecodePolicy
 from pipeline.errors import ShardError, TeacherError
+from pipeline.rendering import RenderPlan, Request
+from pipeline.renderpool import RenderHere
 from pipeline.resident import stop_renderers
+from pipeline.runtime import Meter
 from pipeline.shards import find_shards
 from pipeline.teacher import OpenClipTeacher, TeacherOptions, load_teacher
 from pipeline.unit import UnitJob, UnitReport
@@ -187,7 +191,8 @@ def test_processes_that_render_change_nothing(jobs: list[UnitJob], sealed_cache:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("fault", "reason"), [("decode-00003", "decoder-died"), ("decode-00003:hang", "decoder-hung")]
+    ("fault", "reason"),
+    [("decode-00003:crash", "decoder-died"), ("decode-00003:hang", "decoder-hung")],
 )
 def test_a_decoder_that_dies_or_hangs_costs_its_sample_alone(
     job: UnitJob, fault: str, reason: str, monkeypatch: pytest.MonkeyPatch
@@ -204,3 +209,38 @@ def test_a_decoder_that_dies_or_hangs_costs_its_sample_alone(
     assert (skip["key"], skip["reason"]) == ("00003", reason)
     valid = np.asarray(zarr.open_group(job.cache / "units" / job.unit.name, mode="r")["valid"])
     assert valid.all(axis=1).sum() == 13
+
+
+class OutOfMemory(RenderHere):
+    """Renderers of a process that has no memory left for the fourth sample."""
+
+    asked = 0
+
+    def submit(self, plan: RenderPlan, request: Request) -> None:
+        self.asked += 1
+        if self.asked == 4:
+            raise MemoryError
+        super().submit(plan, request)
+
+
+def test_a_sample_that_was_never_taken_up_ends_its_unit_and_holds_nobody_up(
+    jobs: list[UnitJob],
+) -> None:
+    teacher = load_teacher(jobs[0].teacher, torch.device("cpu"))
+    renderers = OutOfMemory(64, teacher.preprocess.size)
+    ended = list(_carry(jobs, teacher, Meter(ignore), renderers, 64))
+    assert isinstance(ended[0][1], MemoryError)
+    assert all(isinstance(outcome, UnitReport) for _, outcome in ended[1:])
+    assert attributes(jobs[0]) is None
+
+
+def test_two_runs_in_one_process_wait_for_each_other(
+    jobs: list[UnitJob], tmp_path: Path, sealed_cache: Path
+) -> None:
+    """They would otherwise share a slab, and each answer to the other's samples."""
+    elsewhere = [dataclasses.replace(job, cache=tmp_path / "elsewhere") for job in jobs]
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(outcomes, [jobs, elsewhere]))
+    assert [len(reports) for reports in both] == [len(jobs), len(jobs)]
+    for job in [*jobs, *elsewhere]:
+        assert attributes(job) == attributes(dataclasses.replace(job, cache=sealed_cache))

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from pipeline.decode import DecodePolicy
+from pipeline.errors import RecipeError
 from pipeline.rendering import Rendered, RenderPlan, Request
 from pipeline.renderpool import Renderers, RenderersError, RenderHere, RenderPool
 from pipeline.schedule import Schedule
@@ -106,6 +107,37 @@ def test_processes_that_cannot_start_are_an_error(
     with pytest.raises(RenderersError, match=r"could not start \(exit code 5\)"):
         all_of(renderers, REQUESTS[:1])
     renderers.close()
+
+
+def test_a_folder_of_our_name_where_the_user_stands_takes_nobodys_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("pipeline", "torch"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit(9)", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    renderers = RenderPool(1, 64, 24)
+    assert len(all_of(renderers, REQUESTS[:1])) == 1
+    renderers.close()
+
+
+@pytest.mark.slow
+def test_processes_that_are_killed_over_and_over_are_an_error_and_no_skip(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As the kernel does where memory is short: the sample is not to blame."""
+    monkeypatch.setenv("BEAMCLIP_FAULT_POINT", "decode-0")
+    renderers = RenderPool(1, 64, 24)
+    with pytest.raises(RenderersError, match=r"killed 5 times in a row \(signal 9\)"):
+        all_of(renderers, REQUESTS[:1])
+    renderers.close()
+
+
+@pytest.mark.parametrize("text", ["soon", "0", "-1", "nan"])
+def test_a_senseless_time_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BEAMCLIP_DECODE_SECONDS", text)
+    with pytest.raises(RecipeError, match="expected seconds"):
+        RenderPool(1, 64, 24)
 
 
 ORPHANS = """
