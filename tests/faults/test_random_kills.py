@@ -23,7 +23,7 @@ from tests.faults.stage_one import Run, published
 from tests.inputs import build, labelled_samples
 from tests.trees import cache_digests, tree_stamps
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 OF_DRIVERS, OF_RENDERERS, OF_COMMANDS, OF_WORKERS = 40, 4, 2, 5
 assert OF_DRIVERS + OF_RENDERERS + OF_COMMANDS + OF_WORKERS > 50

@@ -31,7 +31,7 @@ from tests.trees import tree_digests
 
 SHARDS = 4
 ONE_VIEW = "views=1"
-POINTS = ("after-manifest", "before-attributes", "before-rename", "after-rename")
+POINTS = ("after-manifest", "before-parent", "before-attributes", "before-rename", "after-rename")
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class Cache(RuleBasedStateMachine):
     @precondition(lambda self: self.damaged)
     @rule()
     def run_over_damage(self) -> None:
-        """It may refuse, or mend what it comes upon; it spoils nothing, and never calls it whole."""
+        """It may refuse, or mend what it comes upon; what is sound stays as it is."""
         before = self.faults()
         units = tree_digests(self.cache, "units")
         sound = {name for name in units if self.inputs.expected[name] == units[name]}
@@ -212,6 +212,7 @@ class Cache(RuleBasedStateMachine):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_no_order_of_events_leaves_a_cache_that_lies(tmp_path: Path, recipe_file: Path) -> None:
     write_shards(labelled_samples(2 * SHARDS, seed=7), tmp_path / "all", "train", per_shard=2)
     clean = build(tmp_path / "clean", tmp_path / "all", recipe_file, ONE_VIEW)
@@ -220,7 +221,7 @@ def test_no_order_of_events_leaves_a_cache_that_lies(tmp_path: Path, recipe_file
     run_state_machine_as_test(
         Cache,
         settings=settings(
-            max_examples=10,
+            max_examples=6,
             stateful_step_count=12,
             derandomize=True,
             database=None,
