@@ -55,6 +55,8 @@ def sweep(cache: Path) -> None:
     A lock does not stop the workers of a driver that died: each folder is moved off before it is
     emptied, so that one of theirs is either published whole or missed by its owner.
     """
+    for file in (cache / "manifest").glob(".*.tmp"):
+        file.unlink(missing_ok=True)
     left = cache / ".tmp"
     for folder in left.glob("*"):
         swept = left / f"swept.{uuid.uuid4().hex}"
@@ -129,9 +131,16 @@ def drop_anchors(cache: Path, name: str) -> None:
 
 
 def mend_parent_group(cache: Path, place: str) -> None:
-    """Write anew what makes units/ or anchors/ a Zarr group; the groups inside stay as they are."""
-    (cache / place / "zarr.json").unlink(missing_ok=True)
-    _ensure_parent_group(cache / place)
+    """Write what makes units/ or anchors/ a Zarr group; the groups inside stay as they are."""
+    temporary = _temporary(cache, place)
+    zarr.create_group(store=LocalStore(temporary), zarr_format=3)
+    durable.fsync_tree(temporary)
+    (cache / place).mkdir(parents=True, exist_ok=True)
+    # Zarr, writing in place, would leave a temporary file among the groups if it were killed.
+    durable.fault_point("before-parent")
+    (temporary / "zarr.json").rename(cache / place / "zarr.json")
+    durable.fsync_folder(cache / place)
+    temporary.rmdir()
 
 
 def _publish_group(
@@ -143,7 +152,7 @@ def _publish_group(
 ) -> bool:
     final = cache / place
     with durable.storing(final.name, final, sum(array.nbytes for array in arrays.values())):
-        _ensure_parent_group(final.parent)
+        _ensure_parent_group(cache, final.parent.name)
         with _own_folder(cache, final.name) as (temporary, check_own):
             group = zarr.create_group(store=LocalStore(temporary), zarr_format=3)
             for name, array_layout in layouts.items():
@@ -192,10 +201,10 @@ def _check_written(
         raise CacheError(f"{folder}: what was read back differs from what was written")
 
 
-def _ensure_parent_group(folder: Path) -> None:
+def _ensure_parent_group(cache: Path, place: str) -> None:
     """Make units/ or anchors/ a Zarr group, so that a bare listing is clean."""
-    if not (folder / "zarr.json").exists():
-        zarr.open_group(LocalStore(folder), mode="a", zarr_format=3)
+    if not (cache / place / "zarr.json").exists():
+        mend_parent_group(cache, place)
 
 
 @contextlib.contextmanager

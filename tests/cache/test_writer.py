@@ -151,3 +151,9 @@ def test_sweeping_leaves_nothing_temporary(tmp_path: Path) -> None:
     writer.sweep(tmp_path)
     assert not (tmp_path / ".tmp").exists()
     writer.sweep(tmp_path)
+
+
+def test_what_a_killed_creation_of_a_manifest_left_is_swept(cache_copy: Path) -> None:
+    (cache_copy / "manifest" / ".000000.json.0123456789abcdef.tmp").write_text("{")
+    writer.sweep(cache_copy)
+    assert [path.name for path in (cache_copy / "manifest").iterdir()] == ["000000.json"]

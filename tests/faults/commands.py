@@ -5,14 +5,19 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 DEADLINE_SECONDS = 200
 # Each command is forked from a server that has loaded the libraries, which takes seconds, but no
 # teacher, and has run nothing.
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["pipeline.embed", "pipeline.recipe", "open_clip"])
+_processes.set_forkserver_preload(
+    ["pipeline.embed", "pipeline.recipe", "open_clip", "click", "dask", "pydantic", "zarr"]
+)
 
 Done = subprocess.CompletedProcess[str]
 
@@ -24,21 +29,51 @@ def beamclip(
 
     memory_bytes: how much address space it may take beyond what it begins with, if not 0.
     """
+    with started(*arguments, environment=environment, memory_bytes=memory_bytes) as command:
+        return command.end()
+
+
+@dataclass
+class Started:
+    """A command on its way."""
+
+    process: ForkServerProcess
+    words: list[str]
+    files: list[str]  # of what it says on stdout and stderr
+
+    def runs_for(self, seconds: float) -> bool:
+        """Wait for its end, but no longer than that; tell whether it is still on its way."""
+        self.process.join(seconds)
+        return self.process.exitcode is None
+
+    def end(self) -> Done:
+        """Wait for its end; raise TimeoutExpired if it outlives its deadline."""
+        if self.runs_for(DEADLINE_SECONDS):
+            raise subprocess.TimeoutExpired(self.words, DEADLINE_SECONDS)
+        out, err = (Path(file).read_text(encoding="utf-8") for file in self.files)
+        assert self.process.exitcode is not None
+        return subprocess.CompletedProcess(self.words, self.process.exitcode, out, err)
+
+
+@contextmanager
+def started(
+    *arguments: object, environment: Mapping[str, str] | None = None, memory_bytes: int = 0
+) -> Iterator[Started]:
+    """Start a command line; it is killed at the end if it is still on its way."""
     words = [str(argument) for argument in arguments]
     with tempfile.TemporaryDirectory() as folder:
         files = [os.path.join(folder, name) for name in ("stdout", "stderr")]
+        for file in files:
+            Path(file).touch()
         process = _processes.Process(
             target=_main, args=(words, {**os.environ, **(environment or {})}, files, memory_bytes)
         )
         process.start()
-        process.join(DEADLINE_SECONDS)
-        if process.exitcode is None:
+        try:
+            yield Started(process, words, files)
+        finally:
             process.kill()
             process.join()
-            raise subprocess.TimeoutExpired(words, DEADLINE_SECONDS)
-        out, err = (Path(file).read_text(encoding="utf-8") for file in files)
-    assert process.exitcode is not None
-    return subprocess.CompletedProcess(words, process.exitcode, out, err)
 
 
 def teacher_cache(

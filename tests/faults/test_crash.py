@@ -73,6 +73,8 @@ def test_a_rerun_after_kill_9_gives_the_same_cache_and_redoes_only_the_rest(
 @pytest.mark.parametrize(
     "fault",
     [
+        "before-parent:1",  # before anchors/ is a group
+        "before-parent:2",  # before units/ is one
         "before-attributes:1",  # in the first prompt set
         "before-attributes:4",
         "before-rename:3",
