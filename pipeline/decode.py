@@ -27,7 +27,8 @@ class DecodePolicy:
     Fixed: the type is told by content and is JPEG, PNG or WebP. EXIF orientation is not applied
     and alpha is dropped, as CLIP's own preprocessing does. Palette and 1-bit images become RGB
     before any resize. 16-bit grey keeps its high byte. CMYK becomes RGB by Pillow's formula. Of
-    an animation, the first frame. The caps below are checked before pixels are allocated.
+    an animation, the first frame. A JPEG whose pixels end too early is refused, though it may have
+    an end mark. The caps below are checked before pixels are allocated.
     """
 
     max_bytes: int = 64 * 1024 * 1024  # of the encoded image
@@ -89,7 +90,10 @@ class SourceImage:
                 min_height=-(-self.height * eighths // FULL),
                 min_width=-(-self.width * eighths // FULL),
             )
-        except ValueError:  # damaged, or merely unusual: Pillow has the last word
+        except ValueError as error:
+            if "premature end" in str(error).lower():  # Pillow would fill in what is missing
+                raise SampleError("truncated", str(error)[:200]) from None
+            # Damaged, or merely unusual: Pillow has the last word.
             self._scalable = False
             self._decoded[FULL] = _decode_any(self._encoded, self._policy)
 
@@ -126,7 +130,7 @@ def _decode_any(encoded: bytes, policy: DecodePolicy) -> np.ndarray:
         detail = f"no JPEG, PNG or WebP; it begins {encoded[:24]!r}"
         raise SampleError("undecodable", detail) from None
     except Exception as error:  # decoders raise many kinds; all mean that the sample is bad
-        reason = "truncated" if "truncated" in str(error) else "undecodable"
+        reason = "truncated" if "truncated" in str(error).lower() else "undecodable"
         raise SampleError(reason, f"{type(error).__name__}: {error}"[:200]) from None
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pipeline.errors import TeacherError
 from pipeline.options import nearest, options, to_mapping
+from pipeline.teacher_folder import check_code, check_shapes, read_config
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 LOCAL_DIR, HF_HUB = "local-dir:", "hf-hub:"
 _HUB = ("huggingface.co", 443)
 _HUB_SECONDS = 2.0
-_PREPROCESS_FIELDS = ("size", "mean", "std", "interpolation", "resize_mode")
 _PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -92,7 +92,7 @@ def load_teacher(spec: TeacherOptions, device: "torch.device") -> Teacher:
 def check_teacher(spec: TeacherOptions) -> None:
     """Raise TeacherError for what can be told in a moment, before anything heavy is imported."""
     if spec.model.startswith(LOCAL_DIR):
-        _read_local_config(Path(spec.model.removeprefix(LOCAL_DIR)))
+        read_config(_folder(spec.model))
 
 
 class OpenClipTeacher:
@@ -125,6 +125,7 @@ class OpenClipTeacher:
         """Embed uint8 [B,3,S,S] views: float32 [B,D], normalised, on the CPU."""
         import torch
 
+        self._check_mode()
         with torch.inference_mode():
             pixels = views_B3SS.to(self._device, non_blocking=True).float() / 255
             pixels = ((pixels - self._mean) / self._std).to(self._dtype)
@@ -134,6 +135,7 @@ class OpenClipTeacher:
         """Embed texts: float32 [A,D], normalised, on the CPU; over-long texts are the caller's."""
         import torch
 
+        self._check_mode()
         with torch.inference_mode():
             tokens = self._tokenizer(list(texts)).to(self._device)
             return self._normalised(self._model.encode_text(tokens))
@@ -159,6 +161,13 @@ class OpenClipTeacher:
             "logit_bias": self.logit_bias,
         }
 
+    def _check_mode(self) -> None:
+        if any(module.training for module in self._model.modules()):
+            raise TeacherError(
+                f"teacher {self._spec.model} is in training mode, where vectors depend on chance "
+                "and on the rest of their batch: put it in evaluation mode"
+            )
+
     def _normalised(self, vectors: "Tensor") -> "Tensor":
         from torch.nn.functional import normalize
 
@@ -175,6 +184,8 @@ def _load_open_clip(spec: TeacherOptions, device: "torch.device") -> Teacher:
     if not spec.model.startswith((LOCAL_DIR, HF_HUB)):
         _check_name_and_tag(spec)
     with _quiet_log(), _named_errors(spec):
+        architecture = _architecture(spec.model)
+        check_code(architecture, spec.model)
         model = open_clip.create_model_from_pretrained(
             spec.model,
             pretrained=spec.pretrained,
@@ -183,33 +194,26 @@ def _load_open_clip(spec: TeacherOptions, device: "torch.device") -> Teacher:
             return_transform=False,
         )
         tokenizer = open_clip.get_tokenizer(spec.model)
-        architecture = _architecture(spec.model)
-    return OpenClipTeacher(spec, model, tokenizer, architecture, device)
+        teacher = OpenClipTeacher(spec, model, tokenizer, architecture, device)
+        if spec.model.startswith(LOCAL_DIR):
+            _check_folder(_folder(spec.model), teacher.preprocess, model)
+    return teacher
 
 
-def _read_local_config(folder: Path) -> dict[str, Any]:
-    """Return open_clip_config.json of a model folder, whose files are all that a teacher needs."""
-    path = folder / "open_clip_config.json"
-    if not path.is_file():
+def _folder(model: str) -> Path:
+    return Path(model.removeprefix(LOCAL_DIR))
+
+
+def _check_folder(folder: Path, preprocess: Preprocess, model: Any) -> None:
+    """Raise TeacherError if the loaded model is not what its folder says."""
+    stated = _preprocess(read_config(folder)["preprocess_cfg"], f"{LOCAL_DIR}{folder}")
+    if stated != preprocess:
         raise TeacherError(
-            f"no teacher in {folder}: expected {path.name} and .safetensors weights there "
-            "(`beamclip teacher tiny` makes such a folder, as does open_clip's push_to_hf_hub)"
+            f"{folder}: its preprocess_cfg says {stated}, its model takes {preprocess}: make them "
+            "agree"
         )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        preprocess = config["preprocess_cfg"]
-        missing = [field for field in _PREPROCESS_FIELDS if field not in preprocess]
-        _ = config["model_cfg"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise TeacherError(f"{path}: expected model_cfg and preprocess_cfg; {error!r}") from None
-    if missing:
-        raise TeacherError(
-            f"{path}: preprocess_cfg lacks {', '.join(missing)}; what is missing would silently "
-            "become OpenAI's: state every field"
-        )
-    if not list(folder.glob("*.safetensors")):
-        raise TeacherError(f"no .safetensors weights in {folder}: a random teacher is never used")
-    return dict(config)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    check_shapes(folder, shapes)
 
 
 def _check_name_and_tag(spec: TeacherOptions) -> None:
@@ -288,7 +292,7 @@ def _architecture(model: str) -> dict[str, Any]:
     import open_clip
 
     if model.startswith(LOCAL_DIR):
-        config = _read_local_config(Path(model.removeprefix(LOCAL_DIR)))["model_cfg"]
+        config = read_config(_folder(model))["model_cfg"]
     elif model.startswith(HF_HUB):
         from huggingface_hub import hf_hub_download
 
@@ -301,16 +305,18 @@ def _architecture(model: str) -> dict[str, Any]:
 
 def _preprocess(config: dict[str, Any], model: str) -> Preprocess:
     """Read open_clip's preprocessing; raises TeacherError for what views cannot reproduce."""
-    size = config["size"]
+    size, mean, std = config["size"], tuple(config["mean"]), tuple(config["std"])
     sides = set(size) if isinstance(size, list | tuple) else {size}
     if len(sides) != 1 or config["interpolation"] not in ("bicubic", "bilinear"):
         raise TeacherError(f"{model}: expected a square input, bicubic or bilinear; found {config}")
+    if config.get("mode", "RGB") != "RGB" or not (len(mean) == len(std) == 3 and min(std) > 0):
+        raise TeacherError(f"{model}: expected RGB, 3 means, 3 positive stds; found {config}")
     if config["resize_mode"] == "longest" and config.get("fill_color", 0):
         raise TeacherError(f"{model}: padding with a fill_color other than 0 is not supported")
     return Preprocess(
         size=int(sides.pop()),
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
+        mean=mean,
+        std=std,
         interpolation=config["interpolation"],
         resize_mode=config["resize_mode"],
     )

@@ -63,8 +63,11 @@ def labelled_samples(count: int, seed: int = 0) -> list[tuple[str, dict[str, byt
     return pairs
 
 
-def make_teacher(folder: Path, seed: int) -> Path:
-    """Save a small open_clip model (weights drawn from `seed`) as a local-dir: folder."""
+def make_teacher(folder: Path, seed: int, **vision: object) -> Path:
+    """Save a small open_clip model (weights drawn from `seed`) as a local-dir: folder.
+
+    vision: what differs from a ViT of one layer, in the terms of open_clip's `vision_cfg`.
+    """
     import open_clip
     import torch
     from safetensors.torch import save_file
@@ -78,6 +81,7 @@ def make_teacher(folder: Path, seed: int) -> Path:
             "width": 32,
             "head_width": 16,
             "patch_size": 16,
+            **vision,
         },
         "text_cfg": {
             "context_length": 32,

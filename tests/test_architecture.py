@@ -16,7 +16,7 @@ PACKAGE = ROOT / "pipeline"
 LEVELS = (
     {"errors"},
     {"options", "contracts", "durable", "storage", "yamlfile", "audit.findings"},
-    {"tar", "patterns", "cluster", "dispatch", "cli_options"},
+    {"tar", "patterns", "cluster", "dispatch", "cli_options", "teacher_folder"},
     {"schedule", "shards", "runtime", "rundir", "teacher", "students", "losses", "ema"},
     {"engine", "photometry", "decode", "cache.layout", "cache.scratch", "datasets", "prompts"},
     {"views", "cache.reader", "cache.writer", "audit.arrays"},

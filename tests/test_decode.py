@@ -198,6 +198,7 @@ HTML = b"<!DOCTYPE html><html><body>404 Not Found</body></html>"
         (saved(flat("RGB", "red"), "TIFF"), "undecodable"),
         (encode(picture(), "PNG")[:500], "truncated"),
         (encode(picture(), "JPEG")[:-20], "truncated"),
+        (encode(picture(), "JPEG")[:400], "truncated"),
         (saved(Image.fromarray(picture()), "WEBP")[:-20], "undecodable"),
         (png(3, 9, 8, 0, bytes(3)), "too-small"),
         (png(1, 1, 8, 0, bytes(1)), "too-small"),
@@ -206,8 +207,8 @@ HTML = b"<!DOCTYPE html><html><body>404 Not Found</body></html>"
         (png(20, 1001, 8, 0, bytes(20)), "too-long"),
     ],
     ids=[
-        "nothing", "HTML", "GIF", "BMP", "TIFF", "cut PNG", "cut JPEG", "cut WebP", "3x9", "1x1",
-        "60000x1", "1001x20", "20x1001",
+        "nothing", "HTML", "GIF", "BMP", "TIFF", "cut PNG", "cut JPEG", "cut JPEG header",
+        "cut WebP", "3x9", "1x1", "60000x1", "1001x20", "20x1001",
     ],
 )  # fmt: skip
 def test_an_unusable_image_is_skipped_with_a_reason(encoded: bytes, reason: str) -> None:
@@ -256,6 +257,28 @@ def test_a_cut_image_is_never_shown_in_part(kind: str) -> None:
             continue
         assert length > len(whole) - 32, length  # only what follows the pixels is missing
         assert (found == expected).all()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"restart_marker_rows": 1}], ids=str
+)
+def test_a_jpeg_that_ends_too_early_is_truncated_though_it_has_an_end(
+    options: dict[str, Any],
+) -> None:
+    """As a proxy or a repair tool leaves it; Pillow shows the rest as grey."""
+    whole = saved(Image.fromarray(picture(320, 240)), "JPEG", **options)
+    ended = whole[: len(whole) // 2] + whole[-2:]
+    Image.open(io.BytesIO(ended)).load()
+    assert refusal(ended).reason == "truncated"
+    for eighths in SCALES:
+        with pytest.raises(SampleError):
+            SourceImage(ended, POLICY).pixels(eighths)
+
+
+def test_bytes_too_many_in_a_jpeg_do_not_cost_the_image() -> None:
+    whole = saved(Image.fromarray(picture(320, 240)), "JPEG")
+    for encoded in (whole + b"more", whole[:-2] + b"more" + whole[-2:]):
+        assert (decode(encoded, POLICY) == decode(whole, POLICY)).all()
 
 
 @pytest.mark.parametrize(

@@ -233,3 +233,16 @@ def test_the_tokenizer_of_an_unknown_model_is_never_guessed(folder: Path) -> Non
 def test_a_tag_beside_a_folder_is_refused_not_ignored(teacher_dir: Path) -> None:
     with pytest.raises(ValueError, match="brings its own weights"):
         options(teacher_dir, pretrained="openai")
+
+
+def test_a_model_in_training_mode_never_embeds(teacher_dir: Path) -> None:
+    teacher = load_teacher(options(teacher_dir), CPU)
+    model = teacher._model  # type: ignore[attr-defined]
+    views = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    model.visual.transformer.train()  # a part is enough
+    with pytest.raises(TeacherError, match="in training mode"):
+        teacher.embed_images(views)
+    with pytest.raises(TeacherError, match="in training mode"):
+        teacher.embed_texts(["a"])
+    model.eval()
+    assert teacher.embed_images(views).shape == (2, 16)
