@@ -281,7 +281,8 @@ def test_processes_that_render_skip_the_same_images_in_the_same_words(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("fault", "reason"), [("decode-00003", "decoder-died"), ("decode-00003:hang", "decoder-hung")]
+    ("fault", "reason"),
+    [("decode-00003:crash", "decoder-died"), ("decode-00003:hang", "decoder-hung")],
 )
 def test_an_image_that_ends_its_decoder_is_a_skip_and_the_run_goes_on(
     tmp_path: Path, recipe_file: Path, fault: str, reason: str
