@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline.errors import StorageError
 
-# What a file system says when it takes nothing more, from anybody. None: numpy says no more.
+# What a file system says when it takes nothing more, from anybody.
 _STORAGE_FAULTS = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -25,7 +25,6 @@ _STORAGE_FAULTS = {
     errno.EACCES,
     errno.EPERM,
     errno.EIO,
-    None,
 }
 _passages: Counter[str] = Counter()
 
@@ -121,7 +120,9 @@ def storing(what: str, place: Path, need_bytes: int = 0) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _STORAGE_FAULTS:
+        # numpy's has no number; zarr's for what is not there has none either, but its own type.
+        nameless = error.errno is None and type(error) is OSError
+        if error.errno not in _STORAGE_FAULTS and not nameless:
             raise
         need = f": {need_bytes / 1e6:.3g} MB before compression" if need_bytes else ""
         raise StorageError(

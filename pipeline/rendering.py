@@ -69,7 +69,7 @@ class Slab:
         self.slots, self.size = slots, size
         if descriptor is None:
             self.descriptor = os.memfd_create("beamclip-views")
-            os.ftruncate(self.descriptor, total)
+            _reserve(self.descriptor, total)
         else:
             self.descriptor = descriptor
         memory = np.frombuffer(mmap.mmap(self.descriptor, total), np.uint8)
@@ -81,6 +81,14 @@ class Slab:
     def __del__(self) -> None:
         if self.descriptor >= 0:
             os.close(self.descriptor)
+
+
+def _reserve(descriptor: int, total_bytes: int) -> None:
+    try:
+        os.ftruncate(descriptor, total_bytes)
+    except OSError as error:
+        what = f"{total_bytes / 1e6:.3g} MB of memory for views, which `ulimit -f` limits too"
+        raise OSError(error.errno, error.strerror, what) from None
 
 
 def render_into(slab: Slab, plan: RenderPlan, request: Request) -> Rendered:

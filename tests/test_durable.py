@@ -211,7 +211,14 @@ def test_a_file_that_says_its_name_is_named_and_numpys_bare_error_is_understood(
         raise OSError("9 requested and 0 written")
 
 
-@pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "gone"), ValueError("other")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(errno.ENOENT, "gone"),
+        FileNotFoundError("as zarr says it"),
+        ValueError("other"),
+    ],
+)
 def test_any_other_error_passes_as_it_is(tmp_path: Path, error: Exception) -> None:
     with pytest.raises(type(error)) as found, durable.storing("", tmp_path):
         raise error

@@ -1,6 +1,7 @@
 """FAULTS, Crash and storage: signals, disks that take nothing more, two drivers on one cache."""
 
 import json
+import resource
 import shutil
 import signal
 import subprocess
@@ -11,12 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.shards import write_shards
 from tests.clusters import wait_until
 from tests.faults.conftest import NUM_UNITS
 from tests.faults.law import check_law
 from tests.faults.stage_one import Run, published, started
-from tests.inputs import build, labelled_samples
 from tests.trees import cache_digests, tree_digests
 
 pytestmark = pytest.mark.slow
@@ -164,26 +163,27 @@ def check_stopped(done: "subprocess.CompletedProcess[str]", cache: Path, reason:
 
 
 def test_a_limit_on_the_size_of_files_stops_the_run_and_a_rerun_goes_on(
-    tmp_path: Path, recipe_file: Path
+    tmp_path: Path, many_shards: Path, recipe_file: Path, many_units: Path
 ) -> None:
-    """Only the second of three shards has units too large for it."""
-    shards = tmp_path / "shards"
-    write_shards(labelled_samples(4, seed=5), shards, "train", per_shard=4)
-    for name, count in (("train-000001", 1500), ("train-000002", 4)):
-        write_shards(labelled_samples(count, seed=6), tmp_path / name, "train", per_shard=2000)
-        shutil.move(tmp_path / name / "train-000000.tar", shards / f"{name}.tar")
-    run = Run(tmp_path / "cache", shards, recipe_file)
-    limited = run.finish(("prlimit", f"--fsize={24 * 1024}"))
+    run = Run(tmp_path / "cache", many_shards, recipe_file)
+    with started(run) as stage_one:
+        stage_one.wait_for_units(3)
+        resource.prlimit(stage_one.process.pid, resource.RLIMIT_FSIZE, (512, 512))
+        code, said = stage_one.end()
+    limited = subprocess.CompletedProcess(run.command, code, "", said)
     check_stopped(limited, run.cache, "File too large")
-    kept = published(run.cache)
-    assert kept
-    before = tree_digests(run.cache / "units", *kept)
-    rerun = run.finish()
-    assert rerun.returncode == 0, rerun.stderr
-    assert tree_digests(run.cache / "units", *kept) == before
-    check_law(run.cache, exit_code=0, tars=sorted(shards.glob("*.tar")))
-    clean = build(tmp_path / "clean", shards, recipe_file)
-    assert cache_digests(run.cache) == cache_digests(clean)
+    check_rerun(run, many_units)
+
+
+def test_a_limit_below_what_views_take_in_memory_says_so(
+    tmp_path: Path, many_shards: Path, recipe_file: Path
+) -> None:
+    run = Run(tmp_path / "cache", many_shards, recipe_file)
+    limited = run.finish(("prlimit", f"--fsize={32 * 1024}"))
+    assert limited.returncode == 1, limited.stderr
+    assert "MB of memory for views, which `ulimit -f` limits too: File too large" in limited.stderr
+    assert "Traceback" not in limited.stderr
+    check_law(run.cache, exit_code=1)
 
 
 def test_a_cache_that_turns_read_only_stops_the_run_and_a_rerun_goes_on(
