@@ -4,6 +4,7 @@ import contextlib
 import ipaddress
 import json
 import logging
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -172,6 +173,18 @@ def _join(address: str) -> Any:
 
 
 @contextlib.contextmanager
+def _environment_kept() -> Iterator[None]:
+    """Put this process's environment back: what a nanny sets for its worker, it sets here too."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+
+
+@contextlib.contextmanager
 def _local_cluster(workers: int, threads: int, limit_bytes: int) -> Iterator[Any]:
     import dask
     from distributed import Client, LocalCluster, Security
@@ -188,6 +201,7 @@ def _local_cluster(workers: int, threads: int, limit_bytes: int) -> Iterator[Any
         "distributed.worker.memory.terminate": 1.0,
     }
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_environment_kept())
         stack.enter_context(dask.config.set(settings))
         with _interrupts_held():
             cluster = stack.enter_context(

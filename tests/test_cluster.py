@@ -1,12 +1,13 @@
 """Where jobs may run: addresses that are trusted, options that contradict each other."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.cluster import HERE, Place, is_loopback, memory_bytes, scheduler_address
+from pipeline.cluster import HERE, Place, connected, is_loopback, memory_bytes, scheduler_address
 from pipeline.errors import ClusterError
 
 
@@ -98,3 +99,14 @@ def test_memory_is_told_in_sizes() -> None:
     for wrong in ("much", "0", "8", "-1GB", ""):
         with pytest.raises(ClusterError, match="expected a size, such as 8GiB"):
             memory_bytes(wrong)
+
+
+def test_a_local_cluster_leaves_this_process_its_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nannies set the number of threads for their workers in the process that starts them."""
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    before = dict(os.environ)
+    with connected(Place(workers=1), most=1, threads=2) as client:
+        assert client.submit(os.environ.get, "MKL_NUM_THREADS").result() == "2"
+    assert dict(os.environ) == before

@@ -1,5 +1,6 @@
 """Arrays decoded once per machine, in a scratch folder whose memory maps all processes share."""
 
+import contextlib
 import os
 import tempfile
 import time
@@ -89,13 +90,22 @@ def _folder() -> Path:
 
 def _evict(keep: Path) -> None:
     """Drop the least recently made arrays while the folder is over its bound, and old leftovers."""
-    for file in keep.parent.glob(".*.npy"):  # of processes that were killed
-        if time.time() - file.stat().st_mtime > _STALE_SECONDS:
+    for file, status in _listed(keep.parent, ".*.npy"):  # of processes that were killed
+        if time.time() - status.st_mtime > _STALE_SECONDS:
             file.unlink(missing_ok=True)
-    files = sorted(keep.parent.glob("[0-9a-f]*.npy"), key=lambda file: file.stat().st_mtime)
-    total = sum(file.stat().st_size for file in files)
-    for file in files:
+    files = sorted(_listed(keep.parent, "[0-9a-f]*.npy"), key=lambda item: item[1].st_mtime)
+    total = sum(status.st_size for _, status in files)
+    for file, status in files:
         if total <= _MOST_BYTES or file == keep:
             return
-        total -= file.stat().st_size
+        total -= status.st_size
         file.unlink(missing_ok=True)  # readers that mapped it keep their pages
+
+
+def _listed(folder: Path, pattern: str) -> list[tuple[Path, os.stat_result]]:
+    """Return files with their status, without those that another process takes away meanwhile."""
+    found = []
+    for file in folder.glob(pattern):
+        with contextlib.suppress(FileNotFoundError):
+            found.append((file, file.stat()))
+    return found

@@ -1,6 +1,7 @@
 """Decoded arrays: made once, shared, and never trusted from others or half-written."""
 
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,3 +93,27 @@ def test_a_full_disk_is_an_error_that_names_the_folder(scratch: Path) -> None:
     os.wait()
     assert f"cannot write 48 bytes to {scratch}" in message
     assert "BEAMCLIP_SCRATCH" in message
+
+
+def test_files_that_come_and_go_meanwhile_disturb_nobody(scratch: Path) -> None:
+    """Several loaders write their arrays at once, each by way of a temporary file."""
+    ended = threading.Event()
+
+    def come_and_go() -> None:
+        while not ended.is_set():
+            for number in range(50):
+                (scratch / f".{number:032x}.npy").touch()
+            for number in range(50):
+                (scratch / f".{number:032x}.npy").unlink(missing_ok=True)
+
+    scratch.mkdir(mode=0o700, exist_ok=True)
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        for number in range(200):
+            array = np.full((3, 2), number, np.float32)
+            found = shared_array(f"{number:x}", (3, 2), "float32", [array])
+            assert (found == array).all()
+    finally:
+        ended.set()
+        thread.join()
