@@ -32,7 +32,7 @@ LEVELS = (
         "probes.zeroshot",
     },
     {"unit", "renderer", "renderpool", "audit.verify", "audit.diff"},
-    {"resident"},
+    {"resident", "feeder"},
     {"conveyor"},
     {"texts", "features", "probes"},
     {"making", "train", "evaluate"},
