@@ -120,6 +120,7 @@ def build_cache(
         done = make_units(jobs, manifest, place)
         counts = seal_cache(cache, manifest, spec.max_skip_fraction)
         _seal_others(cache, manifest["generation"], spec.max_skip_fraction)
+        writer.sweep(cache)  # of workers that died on the way
     return CacheReport(
         cache=str(cache),
         generation=manifest["generation"],
