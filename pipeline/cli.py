@@ -202,21 +202,15 @@ def teacher_cache(
     Run it again after a crash: what is published stays, the rest is made. More shards or views
     than the cache holds are refused without --extend, which adds them as its next generation.
     """
-    from pipeline.cluster import Place
-
-    try:
-        place = Place(
-            workers=workers,
-            memory_limit=memory_limit,
-            scheduler=scheduler,
-            scheduler_file=scheduler_file,
-            insecure=insecure,
-            device=device,
-            renderers=renderers,
-        )
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
-
+    place = _place(
+        workers=workers,
+        memory_limit=memory_limit,
+        scheduler=scheduler,
+        scheduler_file=scheduler_file,
+        insecure=insecure,
+        device=device,
+        renderers=renderers,
+    )
     from pipeline.embed import build_cache
     from pipeline.recipe import load_recipe
     from pipeline.shards import find_shards
@@ -311,6 +305,16 @@ def probe(
     chosen = probes.split(",") if probes else None
     scores = stage_two.probe(run_path, cache, shards, probes=chosen, workers=workers, device=device)
     _emit(scores, as_json, score_table)
+
+
+def _place(**options: Any) -> Any:
+    """Return where units are made; options that contradict each other are a usage error."""
+    from pipeline.cluster import Place
+
+    try:
+        return Place(**options)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def _print_shards(paths: list[Path], as_json: bool) -> None:
