@@ -231,4 +231,4 @@ def test_no_order_of_events_leaves_a_cache_that_lies(tmp_path: Path, recipe_file
     )
     print(dict(Cache.done))
     for event in ("run", "run over damage", "killed", "damaged", "repaired"):
-        assert Cache.done[event], Cache.done
+        assert Cache.done[event] >= 3, Cache.done
