@@ -1,13 +1,15 @@
 """Carries samples from shards through renderers and teacher to published units, all at once.
 
 A thread reads shards and keeps the renderers busy, ahead of the device across the ends of units;
-the calling thread embeds full batches; another publishes. Views wait in a ring of batches. Shape
-letters: B batch, V views of a sample, S side in pixels, P view parameters, D teacher dimension.
+the calling thread embeds full batches; another fills rows and publishes. Views wait in a ring of
+batches. Shape letters: B batch, V views of a sample, S side in pixels, P view parameters, D teacher
+dimension.
 """
 
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,14 +17,16 @@ import torch
 from pipeline import runtime
 from pipeline.cache import layout
 from pipeline.errors import TeacherError
-from pipeline.feeder import IDENTITY, Batch, Feeder, Unit
+from pipeline.feeder import Batch, Feeder, Unit
 from pipeline.photometry import apply_photometry
 from pipeline.rendering import Slab
 from pipeline.renderpool import Renderers
 from pipeline.resident import renderers_in_use, resident_fingerprint, resident_teacher
+from pipeline.schedule import ViewParams
 from pipeline.teacher import Teacher
 from pipeline.unit import UnitJob, UnitReport
 
+_IDENTITY = np.array(ViewParams(), np.float32)
 _SPARE_BATCHES = 4  # of the ring, beside those that the renderers are filling
 # Samples that the ring has room for, for each renderer: fewer where they have many views.
 _LEAST_AHEAD, _MOST_AHEAD, _VIEWS_AHEAD = 2, 6, 48
@@ -87,18 +91,16 @@ def _carry(
     feeder = Feeder(jobs, renderers, ring, size, teacher)
     device = Device(teacher, runtime.pick_device(jobs[0].device), renderers.slab, size, ring)
     publishing: deque[tuple[UnitJob, Future[UnitReport]]] = deque()
-    with ThreadPoolExecutor(1) as publisher, feeder:
+    with ThreadPoolExecutor(1) as keeper, feeder:
         while (item := feeder.ready.get()) is not None:
             if isinstance(item, Exception):
                 raise item
-            for batch in device.embed(item) if isinstance(item, Batch) else device.finish():
-                _tell(batch, meter)
+            for done in device.embed(item) if isinstance(item, Batch) else device.finish():
                 feeder.release()
+                keeper.submit(_keep, done)
+                _tell(done.batch, meter)
             if isinstance(item, Unit):
-                if item.error is not None:
-                    yield item.rows.job, item.error
-                else:
-                    publishing.append((item.rows.job, publisher.submit(_publish, item)))
+                publishing.append((item.rows.job, keeper.submit(_publish, item)))
             while publishing and (len(publishing) > 1 or publishing[0][1].done()):
                 yield _outcome(*publishing.popleft())
         meter.flush()
@@ -106,7 +108,18 @@ def _carry(
             yield _outcome(job, future)
 
 
+def _keep(done: "Embedded") -> None:
+    unit = done.batch.unit
+    try:
+        if unit.error is None:
+            unit.rows.embedded(done.params_BP, done.vectors_BD)
+    except Exception as error:  # whatever one unit meets is its own
+        unit.error = error
+
+
 def _publish(unit: Unit) -> UnitReport:
+    if unit.error is not None:
+        raise unit.error
     return unit.rows.publish(unit.shard_sha256)
 
 
@@ -126,6 +139,18 @@ def _tell(batch: Batch, meter: runtime.Meter) -> None:
     unit.told = end
 
 
+@dataclass(eq=False)
+class Embedded:
+    """A batch whose views were embedded, or given up with their unit. B: the views asked for.
+
+    params_BP: float32; NaN for what has no view. vectors_BD: float32.
+    """
+
+    batch: Batch
+    params_BP: np.ndarray
+    vectors_BD: np.ndarray
+
+
 class Device:
     """Embeds batches; on a GPU, one is computed while the one before it is fetched."""
 
@@ -134,25 +159,24 @@ class Device:
     ) -> None:
         self._teacher, self._device, self._slab = teacher, device, slab
         self._batch_size, self._ring = batch_size, ring
-        self._running: deque[tuple[Batch, torch.Tensor]] = deque()
+        self._running: deque[tuple[Batch, np.ndarray, torch.Tensor]] = deque()
 
-    def embed(self, batch: Batch) -> list[Batch]:
-        """Begin a batch; return those whose vectors have reached their rows."""
+    def embed(self, batch: Batch) -> list[Embedded]:
+        """Begin a batch; return those that are done."""
         start = batch.first_slot % self._ring
         slots = slice(start, start + self._batch_size)
-        views_B3SS, params_BP = self._slab.views_R3SS[slots], self._slab.params_RP[slots]
-        views_B3SS[batch.asked :] = 0
-        params_BP[batch.asked :] = IDENTITY
+        views_B3SS, params_BP = self._slab.views_R3SS[slots], self._slab.params_RP[slots].copy()
+        params_BP[batch.asked :] = np.nan
         vectors_BD = torch.empty(0)
         if batch.unit.error is None:
             try:
-                vectors_BD = self._forward(views_B3SS, params_BP)
+                vectors_BD = self._forward(views_B3SS, _without_gaps(views_B3SS, params_BP))
             except Exception as error:  # whatever one unit meets is its own
                 batch.unit.error = error
-        self._running.append((batch, vectors_BD))
+        self._running.append((batch, params_BP[: batch.asked], vectors_BD))
         return self._fetch(keep=0 if self._device.type == "cpu" else 1)
 
-    def finish(self) -> list[Batch]:
+    def finish(self) -> list[Embedded]:
         """Return what is still being computed, done."""
         return self._fetch(keep=0)
 
@@ -168,24 +192,18 @@ class Device:
         parts = (slice(None, half), slice(half, None))
         return torch.cat([self._forward(views_B3SS[part], params_BP[part]) for part in parts])
 
-    def _fetch(self, keep: int) -> list[Batch]:
+    def _fetch(self, keep: int) -> list[Embedded]:
         done = []
         while len(self._running) > keep:
-            batch, vectors_BD = self._running.popleft()
-            if batch.unit.error is None:
-                self._hand_out(batch, vectors_BD[: batch.asked].cpu().numpy())
-            done.append(batch)
+            batch, params_BP, vectors_BD = self._running.popleft()
+            vectors = vectors_BD[: batch.asked].cpu().numpy()
+            done.append(Embedded(batch, params_BP, vectors))
         return done
 
-    def _hand_out(self, batch: Batch, vectors_BD: np.ndarray) -> None:
-        """Give each sample the vectors of its views."""
-        rows, num_views = batch.unit.rows, batch.unit.num_views
-        place = batch.first_slot - batch.unit.first_slot
-        end = place + len(vectors_BD)
-        first = place
-        while place < end:
-            ordinal, view = divmod(place, num_views)
-            following = min(end, place - view + num_views)
-            if not rows.is_skipped(ordinal):
-                rows.embedded(ordinal, view, vectors_BD[place - first : following - first])
-            place = following
+
+def _without_gaps(views_B3SS: torch.Tensor, params_BP: np.ndarray) -> np.ndarray:
+    """Blank the views of slots that hold none; return params that leave those blank."""
+    gaps_B = np.isnan(params_BP).any(axis=1)
+    if gaps_B.any():
+        views_B3SS[torch.from_numpy(gaps_B)] = 0
+    return np.where(gaps_B[:, None], _IDENTITY, params_BP)

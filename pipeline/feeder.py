@@ -1,6 +1,7 @@
 """Reads shards and has their samples rendered, ahead of the device, in a thread of its own.
 
-Views wait in a ring of batches, in the slab that the renderers fill.
+Views wait in a ring of batches, in the slab that the renderers fill; a slot whose params are NaN
+holds none.
 """
 
 import queue
@@ -11,19 +12,16 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 import numpy as np
-import torch
 
 from pipeline import durable
 from pipeline.errors import SampleError
 from pipeline.rendering import Rendered, RenderPlan, Request
 from pipeline.renderpool import Renderers, RenderersError
-from pipeline.schedule import ViewParams
 from pipeline.shards import Sample, read_samples
 from pipeline.teacher import Teacher
 from pipeline.unit import UnitJob, UnitRows
 
 _LEAVING_SECONDS = 10.0
-IDENTITY = np.array(ViewParams(), np.float32)
 
 
 class Unit:
@@ -176,13 +174,10 @@ class Feeder(threading.Thread):
     def _answer(self, slot: int, rendered: Rendered) -> None:
         """Record what became of a sample, and pass on the batches that this completes."""
         unit, ordinal = self._asked.pop(slot)
-        slab, slots = self._renderers.slab, range(slot, slot + unit.num_views)
-        places = np.array(slots) % self._ring
-        if rendered.reason:
-            slab.params_RP[places] = IDENTITY
-            slab.views_R3SS[torch.from_numpy(places)] = 0
-        unit.rows.rendered(ordinal, rendered, slab.params_RP[places])
-        for place in slots:
+        unit.rows.rendered(ordinal, rendered)
+        for place in range(slot, slot + unit.num_views):
+            if rendered.reason:
+                self._renderers.slab.params_RP[place % self._ring] = np.nan
             self._batches[place - place % self._batch_size].answered += 1
         self._pass_on()
 

@@ -67,9 +67,11 @@ class UnitRows:
         self._ends: list[int] = []
         self._samples: list[list[int]] = []
         self._digests: list[int] = []
-        self._params: list[np.ndarray] = []  # [V,P] each
-        self._targets: list[np.ndarray] = []  # [V,D] each, as they will be stored
-        self._valid: list[np.ndarray] = []  # [V] each
+        # Of one view after another: [B,P]; [B,D], as they will be stored; [B].
+        self._params: list[np.ndarray] = []
+        self._targets: list[np.ndarray] = []
+        self._valid: list[np.ndarray] = []
+        self._num_embedded = 0
         self._skips: dict[int, dict[str, Any]] = {}
 
     def __len__(self) -> int:
@@ -86,48 +88,45 @@ class UnitRows:
 
     def add(self, sample: Sample) -> None:
         """Add an empty row."""
-        num_views = self.job.unit.num_views
         self._keys.append(layout.escape_key(sample.key))
         self._ends.append(sample.end)
         self._samples.append([sample.ordinal, -1, 0, 0, 0, -1])
         self._digests.append(0)
-        self._params.append(np.full((num_views, len(layout.PARAM_COLUMNS)), np.nan, np.float32))
-        self._targets.append(np.full((num_views, self._dim), np.nan, np.float16))
-        self._valid.append(np.zeros(num_views, bool))
 
     def describe(self, ordinal: int, image: Member, label: int = -1) -> None:
         """Record where a sample's image lies and what its label is."""
         self._samples[ordinal][1:3] = image.offset, image.size_bytes
         self._samples[ordinal][5] = label
 
-    def rendered(self, ordinal: int, rendered: Rendered, params_VP: np.ndarray) -> None:
-        """Record a sample's size and digest, and what decided its views or why it has none."""
+    def rendered(self, ordinal: int, rendered: Rendered) -> None:
+        """Record a sample's size and digest, and why it has no views, if so."""
         self._samples[ordinal][3:5] = rendered.width, rendered.height
         self._digests[ordinal] = rendered.digest
         if rendered.reason:
             self.skip(ordinal, rendered.reason, rendered.detail)
-        else:
-            self._params[ordinal][:] = params_VP
 
     def skip(self, ordinal: int, reason: str, detail: str) -> None:
         """Record why a sample has no targets; the first reason stays."""
         skip = {"ordinal": ordinal, "key": self._keys[ordinal], "reason": reason, "detail": detail}
         self._skips.setdefault(ordinal, skip)
 
-    def is_skipped(self, ordinal: int) -> bool:
-        """Tell whether a sample was skipped."""
-        return ordinal in self._skips
+    def embedded(self, params_BP: np.ndarray, vectors_BD: np.ndarray) -> None:
+        """Record the next B views, also those of skipped samples; what is no vector is a skip.
 
-    def embedded(self, ordinal: int, view: int, vectors_BD: np.ndarray) -> None:
-        """Record the vectors (float32) of consecutive views; what is no vector is a skip."""
+        params_BP: what decided them (float32, copied by the caller); NaN for what has no view.
+        vectors_BD: float32.
+        """
         norms_B = np.linalg.norm(vectors_BD, axis=1)
         valid_B = np.abs(norms_B - 1) < _NORM_TOLERANCE  # false for NaN and Inf too
-        views = slice(view, view + len(vectors_BD))
-        self._targets[ordinal][views][valid_B] = vectors_BD[valid_B]
-        self._valid[ordinal][views] = valid_B
-        if not valid_B.all():
-            worst = norms_B[~valid_B][0]
-            self.skip(ordinal, "bad-vector", f"the teacher gave a vector of norm {worst}")
+        targets_BD = np.full(vectors_BD.shape, np.nan, np.float16)
+        targets_BD[valid_B] = vectors_BD[valid_B]
+        self._params.append(params_BP)
+        self._targets.append(targets_BD)
+        self._valid.append(valid_B)
+        for place in np.flatnonzero(~valid_B).tolist():
+            ordinal = (self._num_embedded + place) // self.job.unit.num_views
+            self.skip(ordinal, "bad-vector", f"the teacher gave a vector of norm {norms_B[place]}")
+        self._num_embedded += len(vectors_BD)
 
     def publish(self, shard_sha256: str) -> UnitReport:
         """Write the unit; raises CacheError or OSError."""
@@ -149,14 +148,18 @@ class UnitRows:
     def _arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays of layout.UNIT_ARRAYS."""
         n, num_views = len(self._keys), self.job.unit.num_views
-        num_params = len(layout.PARAM_COLUMNS)
-        for ordinal in self._skips:  # of one bad view, the others are not kept either
-            self._targets[ordinal][:] = np.nan
-            self._valid[ordinal][:] = False
+
+        def by_sample(parts: list[np.ndarray], *shape: int) -> np.ndarray:
+            flat = np.concatenate(parts) if parts else np.zeros((0, *shape))
+            return flat.reshape(n, num_views, *shape)
+
+        targets_nVD, valid_nV = by_sample(self._targets, self._dim), by_sample(self._valid)
+        skipped = sorted(self._skips)  # of one bad view, the others are not kept either
+        targets_nVD[skipped], valid_nV[skipped] = np.nan, False
         return {
-            "targets": np.array(self._targets, np.float16).reshape(n, num_views, self._dim),
-            "params": np.array(self._params, np.float32).reshape(n, num_views, num_params),
-            "valid": np.array(self._valid, bool).reshape(n, num_views),
+            "targets": targets_nVD.astype(np.float16, copy=False),
+            "params": by_sample(self._params, len(layout.PARAM_COLUMNS)).astype(np.float32),
+            "valid": valid_nV.astype(bool, copy=False),
             "keys": np.array(self._keys, dtype=object),
             "digests": np.array(self._digests, np.uint64),
             "samples": np.array(self._samples, np.int64).reshape(n, len(layout.SAMPLE_COLUMNS)),

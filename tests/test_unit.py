@@ -46,9 +46,9 @@ def test_a_vector_that_is_no_vector_becomes_a_skip_and_is_never_valid(
             vectors[1] = value
         rows.add(sample)
         rows.describe(sample.ordinal, sample.image(), 0)
-        rows.rendered(sample.ordinal, Rendered(5, 4, 3), params_VP)
-        rows.embedded(sample.ordinal, 0, vectors[:1])
-        rows.embedded(sample.ordinal, 1, vectors[1:])
+        rows.rendered(sample.ordinal, Rendered(5, 4, 3))
+        rows.embedded(params_VP[:1], vectors[:1])
+        rows.embedded(params_VP[1:], vectors[1:])
     report = rows.publish("0" * 64)
     assert (report.seen, report.skipped, report.views) == (3, 1, 4)
     group = zarr.open_group(job.cache / "units" / job.unit.name, mode="r")
@@ -64,8 +64,7 @@ def test_the_first_reason_of_a_skip_stays(job: UnitJob) -> None:
     rows = UnitRows(job, 8)
     rows.add(next(iter(read_samples(job.shard))))
     rows.skip(0, "truncated", "first")
-    rows.skip(0, "bad-vector", "second")
-    assert rows.is_skipped(0)
+    rows.embedded(np.zeros((2, len(layout.PARAM_COLUMNS)), np.float32), np.zeros((2, 8)))
     assert rows.num_skipped == 1
     rows.publish("0" * 64)
     found = layout.unit_attributes(job.cache, job.unit, job.fingerprint)
