@@ -165,7 +165,7 @@ class RenderPool:
         """Replace a process that is gone; what waited goes on, but for what killed two."""
         if process.alive:
             return
-        self._done += process.receive()  # what it had answered before
+        self._done += process.last_answers()
         self._selector.unregister(process.channel)
         how = process.stop()
         if not process.was_ready:
@@ -235,22 +235,30 @@ class _Process:
             self.alive = False
 
     def receive(self) -> list[tuple[Request, Rendered]]:
-        """Return what has been answered, in the order of asking."""
-        done = []
+        """Wait for what it says next; return it, if it is an answer."""
         try:
-            while self.channel.poll():
-                answer = self.channel.recv()
-                if answer is None:
-                    self.was_ready = True
-                    continue
-                slot, rendered = answer
-                request = self.waiting.popleft()[1]
-                if request.slot != slot:
-                    raise RenderersError("a process that renders answered another question")
-                done.append((request, rendered))
+            return self._understood(self.channel.recv())
         except (EOFError, OSError):
             self.alive = False
+            return []
+
+    def last_answers(self) -> list[tuple[Request, Rendered]]:
+        """Return what a process that is gone had still answered, in the order of asking."""
+        done = []
+        with contextlib.suppress(EOFError, OSError):
+            while self.channel.poll():
+                done += self._understood(self.channel.recv())
         return done
+
+    def _understood(self, answer: tuple[int, Rendered] | None) -> list[tuple[Request, Rendered]]:
+        if answer is None:
+            self.was_ready = True
+            return []
+        slot, rendered = answer
+        request = self.waiting.popleft()[1]
+        if request.slot != slot:
+            raise RenderersError("a process that renders answered another question")
+        return [(request, rendered)]
 
     def stop(self) -> int:
         """End the process; return how it ended, as subprocess counts: minus the signal."""

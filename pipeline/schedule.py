@@ -10,6 +10,7 @@ import math
 import struct
 import threading
 from collections.abc import Mapping
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Literal, NamedTuple
 
@@ -156,10 +157,16 @@ def view_uniforms(seed: int, key: str, view: int) -> list[float]:
     blake2b of (seed, key) keys Philox-4x64; its counter starts at [0, view, 0, 0], since Philox
     counts up the first word every four outputs and views must not overlap.
     """
+    words = philox_words(_philox_key(seed, key), view, _NUM_WORDS)
+    uniform: list[float] = ((words >> np.uint64(11)) * 2.0**-53).tolist()
+    return uniform
+
+
+@lru_cache(maxsize=1)  # a sample's views are asked for one after another
+def _philox_key(seed: int, key: str) -> np.ndarray:
     text = seed.to_bytes(8, "little") + key.encode("utf-8", "surrogateescape")
     digest = blake2b(text, digest_size=16, person=b"beamclip-view-1 ").digest()
-    words = philox_words(np.frombuffer(digest, "<u8"), view, _NUM_WORDS)
-    return [float(u) for u in (words >> np.uint64(11)) * 2.0**-53]
+    return np.frombuffer(digest, "<u8")
 
 
 def philox_words(key: np.ndarray, block: int, count: int) -> np.ndarray:

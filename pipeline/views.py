@@ -54,7 +54,10 @@ def decoding_scale(view: ViewParams, width: int, height: int, size: int) -> int:
     """
     if GEOMETRIES[int(view.geometry)] != "crop":
         return FULL
-    for eighths in SCALES:
+    side = min(view.width * width, view.height * height)
+    for eighths in SCALES[:-1]:
+        if side * eighths / FULL < size - 2:  # whole pixels add less than two
+            continue
         box = pixel_box(view, -(-width * eighths // FULL), -(-height * eighths // FULL))
         if min(box[2:]) >= size:
             return eighths

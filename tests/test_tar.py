@@ -18,7 +18,7 @@ from pipeline.shards import (
     read_samples,
     split_name,
 )
-from pipeline.tar import MAX_HEADER_BYTES, walk_tar
+from pipeline.tar import MAX_HEADER_BYTES, _plain_header, walk_tar
 from tests.tars import (
     BLOCK,
     LONG_KEY,
@@ -369,3 +369,32 @@ def test_damage_is_an_error_that_names_the_file(tmp_path: Path, kind: str) -> No
     path = tmp_path / "train-000000.tar"
     path.write_bytes(content)
     assert words in refusal(shard_at(path))
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT]),
+    st.text("ab/.0", min_size=1, max_size=99),
+    st.integers(0, 8**11 - 1),
+    st.dictionaries(st.integers(0, BLOCK - 1), st.integers(0, 255), max_size=3),
+    st.booleans(),
+)
+def test_a_header_read_the_short_way_says_what_tarfile_reads(
+    format: int, name: str, size: int, changed: dict[int, int], mended: bool
+) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = size
+    block = bytearray(info.tobuf(format)[-BLOCK:])
+    for place, value in changed.items():
+        block[place] = value
+    if mended:  # so that the sum is right whatever else changed
+        block[148:156] = b"%06o\0 " % (sum(block) - sum(block[148:156]) + 8 * 32)
+    if (plain := _plain_header(bytes(block))) is None:
+        assert changed or format == tarfile.GNU_FORMAT or name.endswith("/") or "//" in name
+        return
+    try:
+        whole = tarfile.TarInfo.frombuf(bytes(block), "utf-8", "surrogateescape")
+    except tarfile.InvalidHeaderError as error:
+        assert mended, error  # of a field that says nothing about where the content lies
+        return
+    assert tuple(plain) == (whole.type, whole.name, whole.size)
