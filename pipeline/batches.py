@@ -155,7 +155,7 @@ class _Rows:
         params_BP = self._cache.view_params(rows_B, view)
         views = [self._render(row, params) for row, params in zip(rows_B, params_BP, strict=True)]
         return ViewBatch(
-            geometry_B3SS=torch.stack(views),
+            geometry_B3SS=torch.stack(views).contiguous(),
             params_BP=params_BP,
             target_BD=torch.from_numpy(self._cache.targets(rows_B, view)),
             rows_B=torch.from_numpy(rows_B),

@@ -71,13 +71,14 @@ class SourceImage:
         """Hold pixels that are decoded already, uint8 RGB."""
         image = cls.__new__(cls)
         image.height, image.width = pixels_HW3.shape[:2]
-        image._scalable, image._decoded = False, {FULL: pixels_HW3}
+        image._scalable, image._decoded = False, {FULL: np.ascontiguousarray(pixels_HW3)}
         return image
 
     def pixels(self, eighths: int = FULL) -> np.ndarray:
         """Return uint8 [H,W,3] RGB at `eighths`/8 of the size, or the whole if it has no smaller.
 
-        The full size equals Pillow's decoding, byte for byte. Raises SampleError.
+        The array is C-contiguous. The full size equals Pillow's decoding, byte for byte. Raises
+        SampleError.
         """
         if eighths not in self._decoded and self._scalable:
             self._decode_jpeg(eighths)

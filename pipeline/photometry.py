@@ -31,16 +31,17 @@ def apply_photometry(views_B3HW: Tensor, params_BP: np.ndarray) -> Tensor:
     """Return uint8 [B,3,H,W] views after jitter, grayscale and blur, on the views' device.
 
     params_BP: float32 rows of ViewParams, on the CPU. Rows whose parameters are the identity come
-    back unchanged. Never modifies its input.
+    back unchanged; if all are, so does the tensor itself. Never modifies its input, whose layout in
+    memory may be any.
     """
     sigma_B = params_BP[:, _COLUMN["blur_sigma"]].astype(np.float64)
     recoloured_B = _changes_colour(params_BP)
     due = np.flatnonzero(recoloured_B | (sigma_B > 0))
     if due.size == 0:
         return views_B3HW
-    result_B3HW = views_B3HW.clone()
+    result_B3HW = views_B3HW.clone(memory_format=torch.contiguous_format)
     for rows in _steps(due, views_B3HW.device):
-        pixels = views_B3HW[rows].to(torch.float32)
+        pixels = result_B3HW[rows].to(torch.float32)
         if recoloured_B[rows].any():
             pixels = _recolour(pixels, params_BP[rows])
         if sigma_B[rows].any():

@@ -58,7 +58,8 @@ class Rendered:
 class Slab:
     """Slots for views before photometry, and for what decided them; in anonymous shared memory.
 
-    views_R3SS: uint8 tensor. params_RP: float32 array. Nothing of it outlives its processes.
+    views_R3SS: uint8 tensor, channels_last. params_RP: float32 array. Nothing of it outlives its
+    processes.
     """
 
     def __init__(self, slots: int, size: int, descriptor: int | None = None) -> None:
@@ -75,8 +76,8 @@ class Slab:
         memory = np.frombuffer(mmap.mmap(self.descriptor, total), np.uint8)
         params = memory[: slots * param_bytes].view(np.float32)
         self.params_RP = params.reshape(slots, _NUM_PARAMS)
-        views = memory[slots * param_bytes :].reshape(slots, 3, size, size)
-        self.views_R3SS = torch.from_numpy(views)
+        views_RSS3 = memory[slots * param_bytes :].reshape(slots, size, size, 3)
+        self.views_R3SS = torch.from_numpy(views_RSS3).permute(0, 3, 1, 2)
 
     def __del__(self) -> None:
         if self.descriptor >= 0:

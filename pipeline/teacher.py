@@ -72,7 +72,7 @@ class Teacher(Protocol):
     max_tokens: int
 
     def embed_images(self, views_B3SS: "Tensor") -> "Tensor":
-        """Embed uint8 [B,3,S,S] views: float32 [B,D], normalised, on the CPU."""
+        """Embed uint8 [B,3,S,S] views of any layout: float32 [B,D], normalised, on its device."""
 
     def embed_texts(self, texts: Sequence[str]) -> "Tensor":
         """Embed texts: float32 [A,D], normalised, on the CPU."""
@@ -110,7 +110,11 @@ class OpenClipTeacher:
 
         self._spec, self._tokenizer, self._device = spec, tokenizer, device
         self._architecture = architecture
+        on_gpu = device.type == "cuda"  # its half-precision convolutions want channels_last
+        self._layout = torch.channels_last if on_gpu else torch.contiguous_format
         self._model = model.eval().requires_grad_(False)
+        if on_gpu:
+            self._model = self._model.to(memory_format=self._layout)
         self._dtype = getattr(torch, _PRECISIONS[spec.precision])
         self.preprocess = _preprocess(model.visual.preprocess_cfg, spec.model)
         self._mean = torch.tensor(self.preprocess.mean, device=device)[:, None, None]
@@ -122,13 +126,18 @@ class OpenClipTeacher:
         self.dim = int(self.embed_texts(["a"]).shape[1])
 
     def embed_images(self, views_B3SS: "Tensor") -> "Tensor":
-        """Embed uint8 [B,3,S,S] views: float32 [B,D], normalised, on the CPU."""
+        """Embed uint8 [B,3,S,S] views of any layout: float32 [B,D], normalised, on its device.
+
+        On a GPU it may return before they are computed.
+        """
         import torch
 
         self._check_mode()
         with torch.inference_mode():
             pixels = views_B3SS.to(self._device, non_blocking=True).float() / 255
             pixels = ((pixels - self._mean) / self._std).to(self._dtype)
+            # One layout, whatever came: another would change the vectors' last bits.
+            pixels = pixels.contiguous(memory_format=self._layout)
             return self._normalised(self._model.encode_image(pixels))
 
     def embed_texts(self, texts: Sequence[str]) -> "Tensor":
@@ -138,7 +147,7 @@ class OpenClipTeacher:
         self._check_mode()
         with torch.inference_mode():
             tokens = self._tokenizer(list(texts)).to(self._device)
-            return self._normalised(self._model.encode_text(tokens))
+            return self._normalised(self._model.encode_text(tokens)).cpu()
 
     def count_tokens(self, text: str) -> int:
         """Count the tokens of a text, uncut, marks of start and end included."""
@@ -172,7 +181,7 @@ class OpenClipTeacher:
         from torch.nn.functional import normalize
 
         # Cast first: normalising in half precision leaves norms off by a tenth of a percent.
-        return normalize(vectors.float(), dim=-1).cpu()
+        return normalize(vectors.float(), dim=-1)
 
 
 def _load_open_clip(spec: TeacherOptions, device: "torch.device") -> Teacher:

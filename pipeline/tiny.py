@@ -162,7 +162,7 @@ def _render(
         width, height = images[row].width, images[row].height
         params = schedule.params(str(row), epoch, width, height)
         views.append(render_geometry(images[row], [params], size)[0])
-    return torch.stack(views).float() / 127.5 - 1
+    return torch.stack(views).contiguous().float() / 127.5 - 1
 
 
 def _contrast(

@@ -34,10 +34,10 @@ def render_geometry(
 ) -> Tensor:
     """Crop, resize and flip: uint8 [V,3,S,S], byte-equal wherever the same size is asked for.
 
+    In memory, the colours of a pixel lie together (torch's channels_last), as decoders leave them.
     out: where to put the views. Raises SampleError if the image cannot be decoded.
     """
-    shape = (len(params), 3, size, size)
-    views_V3SS = torch.empty(shape, dtype=torch.uint8) if out is None else out
+    views_V3SS = blank_views(len(params), size) if out is None else out
     for number, view in enumerate(params):
         pixels_HW3 = image.pixels(decoding_scale(view, image.width, image.height, size))
         two_step = GEOMETRIES[int(view.geometry)] != "crop"
@@ -45,6 +45,11 @@ def render_geometry(
         pixels = render(pixels_HW3, view, size)
         views_V3SS[number] = pixels.flip(2) if view.flip else pixels
     return views_V3SS
+
+
+def blank_views(count: int, size: int) -> Tensor:
+    """Return uint8 [count,3,S,S], channels_last, of any content."""
+    return torch.empty((count, size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
 
 
 def decoding_scale(view: ViewParams, width: int, height: int, size: int) -> int:
@@ -76,9 +81,12 @@ def pixel_box(view: ViewParams, width: int, height: int) -> tuple[int, int, int,
 def _cut_then_resize(image_HW3: np.ndarray, view: ViewParams, size: int) -> Tensor:
     height, width = image_HW3.shape[:2]
     left, top, wide, tall = pixel_box(view, width, height)
-    box_HW3 = image_HW3[top : top + tall, left : left + wide]
+    box_HW3 = torch.from_numpy(image_HW3[top : top + tall, left : left + wide])
+    # Strides that say channels_last: permute() would leave them ambiguous for a batch of one, and
+    # interpolate() would take its slower way.
+    row = box_HW3.stride(0)
     return F.interpolate(
-        torch.from_numpy(box_HW3).permute(2, 0, 1)[None],
+        box_HW3.as_strided((1, 3, tall, wide), (tall * row, 1, row, 3)),
         size=(size, size),
         mode=INTERPOLATIONS[int(view.interpolation)],
         antialias=True,
