@@ -90,26 +90,34 @@ def _carry(
     size = jobs[0].teacher.batch_size
     feeder = Feeder(jobs, renderers, ring, size, teacher)
     device = Device(teacher, runtime.pick_device(jobs[0].device), renderers.slab, size, ring)
-    publishing: deque[tuple[UnitJob, Future[UnitReport]]] = deque()
-    with ThreadPoolExecutor(1) as keeper, feeder:
+    publishing: deque[tuple[UnitJob, _Publishing]] = deque()
+    with ThreadPoolExecutor(1) as publisher, ThreadPoolExecutor(1) as keeper, feeder:
         while (item := feeder.ready.get()) is not None:
             if isinstance(item, Exception):
                 raise item
             for done in device.embed(item) if isinstance(item, Batch) else device.finish():
-                feeder.release()
-                keeper.submit(_keep, done)
+                keeper.submit(_keep, done, feeder)
                 _tell(done.batch, meter)
-            if isinstance(item, Unit):
-                publishing.append((item.rows.job, keeper.submit(_publish, item)))
-            while publishing and (len(publishing) > 1 or publishing[0][1].done()):
+            if isinstance(item, Unit):  # by way of the keeper: after all its rows
+                handed_on = keeper.submit(publisher.submit, _publish, item)
+                publishing.append((item.rows.job, handed_on))
+            while publishing and (len(publishing) > 1 or _is_over(publishing[0][1])):
                 yield _outcome(*publishing.popleft())
         meter.flush()
-        for job, future in publishing:
-            yield _outcome(job, future)
+        for job, handed_on in publishing:
+            yield _outcome(job, handed_on)
 
 
-def _keep(done: "Embedded") -> None:
+_Publishing = Future[Future[UnitReport]]
+
+
+def _keep(done: "Embedded", feeder: Feeder) -> None:
+    """Give back a batch's slots and put its vectors into their rows.
+
+    Not the embedding thread's work: whatever wakes another thread may keep a device waiting.
+    """
     unit = done.batch.unit
+    feeder.release()
     try:
         if unit.error is None:
             unit.rows.embedded(done.params_BP, done.vectors_BD)
@@ -123,9 +131,13 @@ def _publish(unit: Unit) -> UnitReport:
     return unit.rows.publish(unit.shard_sha256)
 
 
-def _outcome(job: UnitJob, future: Future[UnitReport]) -> tuple[UnitJob, UnitReport | Exception]:
+def _is_over(publishing: _Publishing) -> bool:
+    return publishing.done() and publishing.result().done()
+
+
+def _outcome(job: UnitJob, publishing: _Publishing) -> tuple[UnitJob, UnitReport | Exception]:
     try:
-        return job, future.result()
+        return job, publishing.result().result()
     except Exception as error:  # whatever one unit meets is its own
         return job, error
 
@@ -167,10 +179,13 @@ class Device:
         slots = slice(start, start + self._batch_size)
         views_B3SS, params_BP = self._slab.views_R3SS[slots], self._slab.params_RP[slots].copy()
         params_BP[batch.asked :] = np.nan
+        # Slots without a view are embedded as they are: every batch has one shape, and rows do not
+        # depend on one another.
+        safe_BP = np.where(np.isnan(params_BP), _IDENTITY, params_BP)
         vectors_BD = torch.empty(0)
         if batch.unit.error is None:
             try:
-                vectors_BD = self._forward(views_B3SS, _without_gaps(views_B3SS, params_BP))
+                vectors_BD = self._forward(views_B3SS, safe_BP)
             except Exception as error:  # whatever one unit meets is its own
                 batch.unit.error = error
         self._running.append((batch, params_BP[: batch.asked], vectors_BD))
@@ -199,11 +214,3 @@ class Device:
             vectors = vectors_BD[: batch.asked].cpu().numpy()
             done.append(Embedded(batch, params_BP, vectors))
         return done
-
-
-def _without_gaps(views_B3SS: torch.Tensor, params_BP: np.ndarray) -> np.ndarray:
-    """Blank the views of slots that hold none; return params that leave those blank."""
-    gaps_B = np.isnan(params_BP).any(axis=1)
-    if gaps_B.any():
-        views_B3SS[torch.from_numpy(gaps_B)] = 0
-    return np.where(gaps_B[:, None], _IDENTITY, params_BP)
