@@ -12,7 +12,7 @@ from rich.table import Table
 from benchmarks.measure import Row
 from pipeline import runtime
 
-NAMES = ("pixels", "host", "device", "space", "engine", "many_units")
+NAMES = ("pixels", "host", "clip_retrieval", "device", "space", "engine", "many_units")
 
 
 def main(names: list[str]) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from benchmarks.inputs import FULL, PLAIN, NullTeacher, jobs_over, write_photos
 from benchmarks.measure import Row, children, cpu_seconds, in_turn, ratios, row, seconds
 from pipeline.conveyor import carry_units
-from pipeline.schedule import Schedule
+from pipeline.schedule import AnySchedule, Schedule
 
 SIDE, BATCH = 224, 64
 A100_VIEWS_PER_SECOND = 2500  # a ViT-B/16 teacher, of the issue that asks for these figures
@@ -30,7 +30,7 @@ class HostSide:
         self._cache = folder / "cache"
         self._teacher = NullTeacher(SIDE)
 
-    def run(self, views: int, *, renderers: int = CORES, schedule: Schedule = PLAIN) -> float:
+    def run(self, views: int, *, renderers: int = CORES, schedule: AnySchedule = PLAIN) -> float:
         """Make every unit anew; return views per second."""
         shutil.rmtree(self._cache, ignore_errors=True)
         jobs = jobs_over(

@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipeline.cache import layout
 from pipeline.decode import DecodePolicy
-from pipeline.schedule import Schedule
+from pipeline.schedule import EVAL, AnySchedule, Schedule
 from pipeline.shards import find_shards, write_shards
 from pipeline.teacher import Preprocess, TeacherOptions
 from pipeline.unit import UnitJob
@@ -47,21 +47,28 @@ def write_photos(folder: Path, shards: int, per_shard: int) -> Path:
 
 
 def jobs_over(
-    shards: Path, cache: Path, views: int, *, renderers: int, schedule: Schedule = PLAIN, batch: int
+    shards: Path,
+    cache: Path,
+    views: int,
+    *,
+    renderers: int,
+    schedule: AnySchedule = PLAIN,
+    batch: int,
 ) -> list[UnitJob]:
     """Return a job for every shard, as stage one would make it."""
     from pipeline.options import to_mapping
 
+    name, kind = (schedule.name, "crops") if isinstance(schedule, Schedule) else (EVAL, EVAL)
     return [
         UnitJob(
             cache=cache,
-            unit=layout.UnitId(shard.split, shard.name, schedule.name, 0, views - 1),
+            unit=layout.UnitId(shard.split, shard.name, name, 0, views - 1),
             shard=shard,
             teacher=TeacherOptions(model="stand-in", batch_size=batch),
             device="cpu",
             teacher_digest="",
             fingerprint="",
-            schedule={"kind": "crops", **to_mapping(schedule)},
+            schedule={"kind": kind, **to_mapping(schedule)},
             decode=DecodePolicy(),
             renderers=renderers,
         )

@@ -1,5 +1,6 @@
 """Tars are read whole, or refused."""
 
+import contextlib
 import io
 import tarfile
 import tracemalloc
@@ -392,9 +393,8 @@ def test_a_header_read_the_short_way_says_what_tarfile_reads(
     if (plain := _plain_header(bytes(block))) is None:
         assert changed or format == tarfile.GNU_FORMAT or name.endswith("/") or "//" in name
         return
-    try:
+    with contextlib.ExitStack() as allowed:
+        if mended:  # a field may be wrong that says nothing about where the content lies
+            allowed.enter_context(contextlib.suppress(tarfile.InvalidHeaderError))
         whole = tarfile.TarInfo.frombuf(bytes(block), "utf-8", "surrogateescape")
-    except tarfile.InvalidHeaderError as error:
-        assert mended, error  # of a field that says nothing about where the content lies
-        return
-    assert tuple(plain) == (whole.type, whole.name, whole.size)
+        assert tuple(plain) == (whole.type, whole.name, whole.size)
