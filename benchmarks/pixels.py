@@ -12,7 +12,10 @@ from torch.nn import functional as F
 
 from benchmarks.inputs import FULL, PHOTO, photo
 from benchmarks.measure import Row, row, seconds
+from pipeline.decode import SourceImage
 from pipeline.photometry import apply_photometry
+from pipeline.schedule import ViewParams
+from pipeline.views import render_geometry
 
 SIDE, TIMES, ROUNDS = 224, 20, 5
 
@@ -38,9 +41,12 @@ _PARAMS = np.array(
 )  # a jitter, a grey or a blur in most
 
 
+_SOURCE = SourceImage.of(_PIXELS_HW3)
+_PLANES_13HW = torch.from_numpy(_PIXELS_HW3).permute(2, 0, 1)[None].contiguous()
+
+
 def _torch_resize() -> None:
-    source = torch.from_numpy(_PIXELS_HW3).permute(2, 0, 1)[None]
-    F.interpolate(source, size=(SIDE, SIDE), mode="bicubic", antialias=True)
+    F.interpolate(_PLANES_13HW, size=(SIDE, SIDE), mode="bicubic", antialias=True)
 
 
 def _torchvision_decode() -> None:
@@ -79,7 +85,10 @@ _WAYS: dict[str, Callable[[], object]] = {
     "whole to 224 px, bicubic: Pillow (eval views)": lambda: _IMAGE.resize(
         (SIDE, SIDE), Image.Resampling.BICUBIC
     ),
-    "whole to 224 px, bicubic: torch uint8 (crops)": _torch_resize,
+    "whole to 224 px, bicubic: torch uint8, a plane per colour": _torch_resize,
+    "whole to 224 px, bicubic: torch uint8, channels_last (crops)": lambda: render_geometry(
+        _SOURCE, [ViewParams()], SIDE
+    ),
     "16 views, default jitter and blur: torchvision v2": _torchvision_jitter,
     "16 views, default jitter and blur: photometry (used)": _photometry,
 }

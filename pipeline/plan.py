@@ -131,8 +131,9 @@ def calibrate(
     side, size = teacher.preprocess.size, spec.teacher.batch_size
     blank = torch.zeros((size, 3, side, side), dtype=torch.uint8)
     with runtime.torch_threads(spec.teacher.threads), TemporaryDirectory() as name:
-        teacher.embed_images(blank)
-        forwards = _FORWARDS * size / _seconds(lambda: teacher.embed_images(blank), _FORWARDS)
+        teacher.embed_images(blank).cpu()
+        seconds_spent = _seconds(lambda: teacher.embed_images(blank).cpu(), _FORWARDS)
+        forwards = _FORWARDS * size / seconds_spent
         wanted = min(_MOST_SAMPLES, max(size, int(forwards * seconds / _VIEWS)))
         some, per_sample = _excerpt(first, Path(name), wanted)
         job = UnitJob(

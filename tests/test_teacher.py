@@ -66,6 +66,14 @@ def test_images_embed_as_open_clip_embeds_them(teacher: Teacher, teacher_dir: Pa
     assert float(found[0] @ wanted) > 1 - 1e-6
 
 
+def test_how_views_lie_in_memory_changes_no_bit(teacher: Teacher) -> None:
+    size = teacher.preprocess.size
+    views = torch.randint(0, 256, (5, 3, size, size), dtype=torch.uint8)
+    expected = teacher.embed_images(views)
+    for layout in (torch.channels_last, torch.contiguous_format):
+        assert torch.equal(teacher.embed_images(views.contiguous(memory_format=layout)), expected)
+
+
 def test_anchors_are_open_clips_own_zero_shot_classifier(
     teacher_dir: Path, sealed_cache: Path, recipe_file: Path
 ) -> None:

@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
-from pipeline.decode import FULL, DecodePolicy, SourceImage, decode
+from pipeline.decode import FULL, SCALES, DecodePolicy, SourceImage, decode
 from pipeline.photometry import apply_photometry
-from pipeline.schedule import EvalSchedule, Schedule, ViewParams
+from pipeline.schedule import INTERPOLATIONS, EvalSchedule, Schedule, ViewParams
 from pipeline.views import decoding_scale, pixel_box, render_geometry, render_views
 from tests.images import picture, saved
 from tests.inputs import encode
@@ -181,6 +184,22 @@ def test_geometry_is_the_same_from_any_memory_layout() -> None:
         assert torch.equal(geometry(other, params, 32), expected)
 
 
+@given(st.integers(1, 80), st.integers(1, 80), st.integers(1, 90), st.sampled_from(INTERPOLATIONS))
+@example(1, 1, 1, "bicubic")
+def test_colours_that_lie_together_resize_as_planes_of_colour_do(
+    wide: int, tall: int, size: int, mode: str
+) -> None:
+    pixels_HW3 = np.random.default_rng(wide * 100 + tall).integers(
+        0, 256, (tall, wide, 3), np.uint8
+    )
+    planes = torch.from_numpy(pixels_HW3).permute(2, 0, 1)[None].contiguous()
+    expected = F.interpolate(planes, size=(size, size), mode=mode, antialias=True)
+    view = ViewParams(interpolation=INTERPOLATIONS.index(mode))
+    found = geometry(pixels_HW3, [view], size)
+    assert torch.equal(found, expected)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_geometry_is_the_same_alone_and_among_others() -> None:
     params = crops()
     together = geometry(picture(), params, 32)
@@ -268,6 +287,20 @@ def test_a_crop_is_decoded_at_the_least_scale_that_covers_the_view(size: int) ->
             _, _, wide, tall = pixel_box(view, -(-1500 * half // 8), -(-1100 * half // 8))
             assert min(wide, tall) < size
     assert len(used) > 1
+
+
+@given(st.integers(4, 900), st.integers(4, 900), st.integers(1, 300), st.integers(0, 2**32))
+def test_no_scale_that_covers_the_view_is_passed_over(
+    width: int, height: int, size: int, seed: int
+) -> None:
+    view = Schedule(seed=seed, crop_scale=(0.05, 1.0)).params("a", 0, width, height)
+    covering = [
+        eighths
+        for eighths in SCALES
+        if min(pixel_box(view, -(-width * eighths // FULL), -(-height * eighths // FULL))[2:])
+        >= size
+    ]
+    assert decoding_scale(view, width, height, size) == min(covering, default=FULL)
 
 
 def test_small_crops_and_the_eval_view_are_decoded_in_full() -> None:
