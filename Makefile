@@ -9,6 +9,9 @@ RUN     ?= data/runs/$(NAME)-$(MODEL)
 WORKERS ?= 0
 SET     ?=
 
+# Tests run in a process for each core, at most four.
+TOGETHER := -n auto --maxprocesses 4
+
 BIN    := .venv/bin
 STAMP  := .venv/.installed
 SEAL   := $(CACHE)/index/000000/seal.json
@@ -38,13 +41,13 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 test: $(STAMP) ## Run the tests that take seconds each
-	$(BIN)/pytest
+	$(BIN)/pytest $(TOGETHER) --dist loadfile
 
 test-slow: $(STAMP) ## Run the tests that take longer
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest $(TOGETHER) --dist worksteal -m slow
 
 test-faults: $(STAMP) ## Run what must survive: damage, crashes, kills, full disks, lost workers
-	$(BIN)/pytest tests/faults -m "slow or not slow"
+	$(BIN)/pytest $(TOGETHER) --dist worksteal tests/faults -m "slow or not slow"
 
 bench: $(STAMP) ## Measure speed, space and overheads; prints a table, writes data/bench.json
 	$(BIN)/python -m benchmarks
