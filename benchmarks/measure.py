@@ -1,9 +1,10 @@
 """Measures pairs in turn and says them as rows: a figure, its spread, and what it is."""
 
+import contextlib
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +64,24 @@ def cpu_seconds(*others: int) -> float:
 def _cpu_seconds(process: int) -> float:
     fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@contextlib.contextmanager
+def pinned(count: int, *others: int) -> Iterator[None]:
+    """Keep this process and others, with every thread, to `count` cores for a while."""
+    cores = os.sched_getaffinity(0)
+    _pin(set(sorted(cores)[:count]), os.getpid(), *others)
+    try:
+        yield
+    finally:
+        _pin(cores, os.getpid(), *others)
+
+
+def _pin(cores: set[int], *processes: int) -> None:
+    for process in processes:
+        for thread in Path(f"/proc/{process}/task").iterdir():
+            with contextlib.suppress(ProcessLookupError):  # it has ended
+                os.sched_setaffinity(int(thread.name), cores)
 
 
 def children(pattern: str) -> list[int]:

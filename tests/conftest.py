@@ -5,6 +5,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,6 +15,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from tests.buckets import Bucket, s3_server
 from tests.inputs import PROMPTS, TINY_RECIPE, build, labelled_samples, make_teacher
+
+if TYPE_CHECKING:
+    from pipeline.unit import UnitJob
 
 
 @pytest.fixture(autouse=True)
@@ -119,6 +123,31 @@ def bucket(s3_address: str, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     for name, value in bucket.environment.items():
         monkeypatch.setenv(name, value)
     return bucket
+
+
+@pytest.fixture
+def job(sealed_cache: Path, shards_dir: Path, teacher_dir: Path, tmp_path: Path) -> "UnitJob":
+    """The job of one unit of the sealed cache, to be done in another cache."""
+    from pipeline.cache import layout
+    from pipeline.cache.reader import read_manifest
+    from pipeline.decode import DecodePolicy
+    from pipeline.shards import find_shards
+    from pipeline.teacher import TeacherOptions
+    from pipeline.unit import UnitJob
+
+    manifest = read_manifest(sealed_cache)
+    shard = next(s for s in find_shards([str(shards_dir)]) if s.split == "train")
+    return UnitJob(
+        cache=tmp_path / "cache",
+        unit=layout.UnitId("train", shard.name, "mild", 0, 1),
+        shard=shard,
+        teacher=TeacherOptions(model=f"local-dir:{teacher_dir}", batch_size=16),
+        device="cpu",
+        teacher_digest=layout.teacher_digest(manifest["teacher"]),
+        fingerprint=layout.fingerprint(manifest),
+        schedule=manifest["schedules"]["mild"],
+        decode=DecodePolicy(),
+    )
 
 
 Invoke = Callable[..., "Outcome"]

@@ -1,4 +1,4 @@
-"""Trains small students on the tests' real inputs."""
+"""Runs things on the tests' real inputs: training, probes, code in another process."""
 
 import subprocess
 import sys
@@ -23,16 +23,45 @@ def small_recipe(file: Path, *overrides: str) -> Recipe:
 
 
 def train(
-    recipe: Recipe, cache: Path, shards: Path, run: Path, *, resume: bool = False, workers: int = 0
+    recipe: Recipe,
+    cache: Path,
+    shards: Path,
+    run: Path,
+    *,
+    resume: bool = False,
+    workers: int = 0,
+    generation: int | None = None,
 ) -> dict[str, Any]:
     """Run stage two in this process."""
-    found = find_shards([str(shards)])
-    return stage_two.train(recipe, cache, found, run, resume=resume, workers=workers, device="cpu")
+    return stage_two.train(
+        recipe,
+        cache,
+        find_shards([str(shards)]),
+        run,
+        resume=resume,
+        workers=workers,
+        device="cpu",
+        generation=generation,
+    )
 
 
 def probe(run: Path, cache: Path | None = None) -> Any:
     """Score a run in this process."""
     return stage_two.probe(run, cache, (), workers=0, device="cpu")
+
+
+def said_elsewhere(code: str) -> str:
+    """Run Python code in a fresh process at the repository's root; return what it prints."""
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 @contextmanager

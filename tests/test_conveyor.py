@@ -12,39 +12,19 @@ import torch
 import zarr
 
 from pipeline.cache import layout
-from pipeline.cache.reader import read_manifest
 from pipeline.conveyor import _carry, carry_units, embed_unit, embed_units
-from pipeline.decode import DecodePolicy
 from pipeline.errors import ShardError, TeacherError
 from pipeline.rendering import RenderPlan, Request
 from pipeline.renderpool import RenderHere
 from pipeline.resident import stop_renderers
 from pipeline.runtime import Meter
 from pipeline.shards import find_shards
-from pipeline.teacher import OpenClipTeacher, TeacherOptions, load_teacher
+from pipeline.teacher import OpenClipTeacher, load_teacher
 from pipeline.unit import UnitJob, UnitReport
 
 
 def ignore(progress: tuple[int, int]) -> None:
     """Stand where nobody listens."""
-
-
-@pytest.fixture
-def job(sealed_cache: Path, shards_dir: Path, teacher_dir: Path, tmp_path: Path) -> UnitJob:
-    """The job of one unit of the sealed cache, to be done in another cache."""
-    manifest = read_manifest(sealed_cache)
-    shard = next(s for s in find_shards([str(shards_dir)]) if s.split == "train")
-    return UnitJob(
-        cache=tmp_path / "cache",
-        unit=layout.UnitId("train", shard.name, "mild", 0, 1),
-        shard=shard,
-        teacher=TeacherOptions(model=f"local-dir:{teacher_dir}", batch_size=16),
-        device="cpu",
-        teacher_digest=layout.teacher_digest(manifest["teacher"]),
-        fingerprint=layout.fingerprint(manifest),
-        schedule=manifest["schedules"]["mild"],
-        decode=DecodePolicy(),
-    )
 
 
 def test_a_unit_made_twice_is_published_once(job: UnitJob) -> None:

@@ -3,9 +3,6 @@
 import io
 import json
 import struct
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +13,7 @@ from pipeline.decode import FULL, SCALES, DecodePolicy, SourceImage, decode
 from pipeline.errors import SampleError
 from tests.images import chunk, flat, picture, png, saved
 from tests.inputs import encode, square
+from tests.runs import said_elsewhere
 
 POLICY = DecodePolicy()
 
@@ -46,16 +44,7 @@ print(json.dumps({"reasons": reasons, "grown_kib": grown_kib}))
 @pytest.fixture(scope="module")
 def elsewhere() -> dict[str, Any]:
     """What a fresh process says."""
-    result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", IN_ANOTHER_PROCESS],
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    return dict(json.loads(result.stdout))
+    return dict(json.loads(said_elsewhere(IN_ANOTHER_PROCESS)))
 
 
 GREYS = np.repeat(np.arange(16, dtype=np.uint8) * 17, 16).reshape(16, 16)

@@ -444,16 +444,7 @@ class TestGrownCache:
         shutil.rmtree(grown_copy / "index" / "000001")
         with pytest.raises(CacheError, match=r"generation 1 .* is not sealed.*--generation 0"):
             train(recipe, grown_copy, more_shards, tmp_path / "unsealed")
-        stage_two.train(
-            recipe,
-            grown_copy,
-            find_shards([str(more_shards)]),
-            tmp_path / "asked",
-            resume=False,
-            workers=0,
-            device="cpu",
-            generation=0,
-        )
+        train(recipe, grown_copy, more_shards, tmp_path / "asked", generation=0)
         generations = [
             RunDir(tmp_path / name).read_origin()["cache"]["generation"]
             for name in ("newest", "asked")
@@ -465,13 +456,4 @@ class TestGrownCache:
     ) -> None:
         recipe = small_recipe(recipe_file, "views=4")
         with pytest.raises(CacheMismatchError, match="views: cache has 2, asked for 4"):
-            stage_two.train(
-                recipe,
-                grown_cache,
-                find_shards([str(more_shards)]),
-                tmp_path / "run",
-                resume=False,
-                workers=0,
-                device="cpu",
-                generation=0,
-            )
+            train(recipe, grown_cache, more_shards, tmp_path / "run", generation=0)

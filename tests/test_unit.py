@@ -1,36 +1,13 @@
 """The rows of a unit: skips, and vectors that are no vectors."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import zarr
 
 from pipeline.cache import layout
-from pipeline.cache.reader import read_manifest
-from pipeline.decode import DecodePolicy
 from pipeline.rendering import Rendered
-from pipeline.shards import find_shards, read_samples
-from pipeline.teacher import TeacherOptions
+from pipeline.shards import read_samples
 from pipeline.unit import UnitJob, UnitRows
-
-
-@pytest.fixture
-def job(sealed_cache: Path, shards_dir: Path, teacher_dir: Path, tmp_path: Path) -> UnitJob:
-    """The job of one unit of the sealed cache, to be done in another cache."""
-    manifest = read_manifest(sealed_cache)
-    shard = next(s for s in find_shards([str(shards_dir)]) if s.split == "train")
-    return UnitJob(
-        cache=tmp_path / "cache",
-        unit=layout.UnitId("train", shard.name, "mild", 0, 1),
-        shard=shard,
-        teacher=TeacherOptions(model=f"local-dir:{teacher_dir}", batch_size=16),
-        device="cpu",
-        teacher_digest=layout.teacher_digest(manifest["teacher"]),
-        fingerprint=layout.fingerprint(manifest),
-        schedule=manifest["schedules"]["mild"],
-        decode=DecodePolicy(),
-    )
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])

@@ -1,10 +1,7 @@
 """Views: one definition of pixels, the same wherever it runs."""
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +19,7 @@ from pipeline.schedule import INTERPOLATIONS, EvalSchedule, Schedule, ViewParams
 from pipeline.views import decoding_scale, pixel_box, render_geometry, render_views
 from tests.images import picture, saved
 from tests.inputs import encode
+from tests.runs import said_elsewhere
 
 POLICY = DecodePolicy()
 KEYS = [f"{number:06d}" for number in range(200)]
@@ -225,16 +223,7 @@ def everything() -> str:
 
 
 def test_views_are_the_same_in_a_fresh_process() -> None:
-    result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", IN_ANOTHER_PROCESS],
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == everything()
+    assert said_elsewhere(IN_ANOTHER_PROCESS).strip() == everything()
 
 
 # --- photometry after geometry ---------------------------------------------------------------
