@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import logging
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,7 @@ NAMES = ("pixels", "host", "clip_retrieval", "device", "space", "engine", "many_
 
 def main(names: list[str]) -> None:
     """Run the benchmarks of these names, by default all."""
+    logging.basicConfig(level=logging.ERROR)
     found: dict[str, list[Row]] = {}
     for name in names or NAMES:
         print(f"{name}...", file=sys.stderr)

@@ -1,5 +1,6 @@
 """What the engine adds to a unit: many short jobs on a few workers, and on 64 simulated ones."""
 
+import logging
 import time
 
 from benchmarks.measure import Row, row
@@ -54,6 +55,7 @@ def _simulated_rate() -> float:
     """Return units per second that one driver and scheduler keep up with, at 64 workers."""
     from distributed import LocalCluster
 
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # 64 workers say goodbye
     with LocalCluster(
         n_workers=_SIMULATED,
         threads_per_worker=1,
@@ -62,7 +64,6 @@ def _simulated_rate() -> float:
         protocol="tcp://",
         dashboard_address="127.0.0.1:0",
         memory_limit=0,
-        silence_logs=50,
     ) as cluster:
         place = Place(scheduler=cluster.scheduler_address)
         began = time.perf_counter()
