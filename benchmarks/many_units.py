@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.measure import Row, row
 from pipeline.datasets import write_digits
-from pipeline.prompts import load_prompts
+from pipeline.prompt_file import load_prompts
 from pipeline.shards import find_shards
 from pipeline.tiny import TinyOptions, train_tiny_teacher
 

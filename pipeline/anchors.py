@@ -14,7 +14,8 @@ from pipeline.cache import layout
 from pipeline.cache.reader import Anchors, TargetCache, read_anchors, read_manifest
 from pipeline.errors import CacheMismatchError, DataError
 from pipeline.options import ABSENT, differences
-from pipeline.prompts import PromptFile, PromptSet, prompt_set
+from pipeline.prompt_file import PromptFile
+from pipeline.prompts import PromptSet, prompt_set
 from pipeline.schedule import EVAL
 
 _BLOCK = 1024
@@ -75,14 +76,7 @@ def cached_anchors(cache: Path, manifest: Mapping[str, Any], prompts: PromptSet)
     text that is not as it was embedded (classes reordered, labels or context edited), or if another
     teacher than the manifest's had embedded them.
     """
-    anchors = read_anchors(cache, prompts.name)
-    teacher = layout.teacher_digest(manifest["teacher"])
-    if anchors.teacher_digest != teacher:
-        raise CacheMismatchError(
-            f"{cache} has anchors {prompts.name!r} of another teacher; remove their folder and run "
-            "teacher-cache again:",
-            [("teacher", anchors.teacher_digest, teacher)],
-        )
+    anchors = named_anchors(cache, manifest, prompts.name)
     old = {"class_names": anchors.class_names, "texts": anchors.texts}
     new = {"class_names": prompts.class_names, "texts": prompts.texts}
     if changed := differences(old, new):
@@ -90,6 +84,21 @@ def cached_anchors(cache: Path, manifest: Mapping[str, Any], prompts: PromptSet)
             f"{cache} has anchors {prompts.name!r} from other prompts; put the prompt file back, "
             "or give the edited set another name:",
             changed,
+        )
+    return anchors
+
+
+def named_anchors(cache: Path, manifest: Mapping[str, Any], name: str) -> Anchors:
+    """Return a prompt set by its whole name; raises CacheError, or CacheMismatchError if another
+    teacher than the manifest's had embedded it.
+    """
+    anchors = read_anchors(cache, name)
+    teacher = layout.teacher_digest(manifest["teacher"])
+    if anchors.teacher_digest != teacher:
+        raise CacheMismatchError(
+            f"{cache} has anchors {name!r} of another teacher; take them away with `beamclip "
+            "anchors remove` and add them again:",
+            [("teacher", anchors.teacher_digest, teacher)],
         )
     return anchors
 
@@ -173,7 +182,12 @@ def check_anchors(
 
 
 def check_labels(cache: TargetCache, anchors: Anchors) -> None:
-    """Raise DataError if the shards carry class numbers that the prompts do not name."""
+    """Raise DataError unless every class number of the shards has an anchor of its own."""
+    if not anchors.labelled:
+        raise DataError(
+            f"prompt set {anchors.name} does not hold one anchor for each label, in order (it is a "
+            "sample of the classes, or keeps templates apart): name another set for zero-shot"
+        )
     highest = highest_label(cache)
     if highest >= len(anchors.class_names):
         raise DataError(

@@ -135,7 +135,7 @@ def teacher_tiny(
     as_json: bool,
 ) -> None:
     """Train a small open_clip model on labelled shards and save it as a local-dir: folder."""
-    from pipeline.prompts import load_prompts
+    from pipeline.prompt_file import load_prompts
     from pipeline.shards import find_shards
     from pipeline.tiny import TinyOptions, train_tiny_teacher
 

@@ -18,13 +18,8 @@ from pipeline.errors import LossesError
 from pipeline.making import make_units, renderers_of
 from pipeline.manifest import Published, agree, plan_manifest, published_units
 from pipeline.options import options
-from pipeline.prompts import (
-    PromptOptions,
-    PromptSet,
-    check_class_order,
-    load_prompts,
-    prompt_set,
-)
+from pipeline.prompt_file import check_class_order, load_prompts
+from pipeline.prompts import PromptOptions, PromptSet, prompt_set
 from pipeline.resident import resident_fingerprint, resident_teacher
 from pipeline.schedule import Schedule
 from pipeline.shards import Shard
@@ -136,7 +131,7 @@ def build_cache(
 
 def _prompt_sets(spec: PromptOptions, shards: Sequence[Shard]) -> list[PromptSet]:
     """Return every set of the prompt file; a mistyped name is told now, not by training."""
-    prompts = load_prompts(spec.file)
+    prompts = load_prompts(spec.file, spec.descriptions)
     check_class_order(prompts, shards)
     for name in (spec.anchors, spec.zeroshot):
         prompt_set(prompts, name)

@@ -1,107 +1,54 @@
-"""Turns prompt files into prompt sets: the texts that stand for each class."""
+"""Turns a prompt file into prompt sets: the texts that stand for each class.
 
-import html
-import logging
-import re
-import string
-import unicodedata
+Shape letters: A anchors, T templates.
+"""
+
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from hashlib import blake2b
 
-from pipeline import storage
-from pipeline.errors import DataError, RecipeError
-from pipeline.options import nearest, options, parse
-from pipeline.shards import Shard
-from pipeline.yamlfile import read_yaml
-
-_SPECIAL = ("<start_of_text>", "<end_of_text>", "<|startoftext|>", "<|endoftext|>")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")  # part of a folder's name in a cache
-_BUNDLED = Path(__file__).parent / "bundled" / "prompts"  # in an installed wheel
-_ROOT = _BUNDLED if _BUNDLED.is_dir() else Path(__file__).parents[1] / "prompts"  # or in a clone
-_log = logging.getLogger(__name__)
+from pipeline.errors import DataError
+from pipeline.options import nearest, options
+from pipeline.prompt_file import ClassPrompt, PromptFile, TemplateSet, load_prompts
+from pipeline.templates import Filled, as_read, fields_of, fill
 
 
 @options
 class PromptOptions:
-    """Which prompt file a cache is made with, and which of its sets serves for what."""
+    """Which prompt file a cache is made with, and which sets serve for what.
+
+    anchors, zeroshot: sets of the file, or, in stage two, any prompt set of the cache by its whole
+    name. descriptions: a file of the user's own, as `anchors add --descriptions` takes.
+    """
 
     file: str  # a name under prompts/, or a path to a YAML file
     anchors: str  # the set whose embeddings are the anchors of training
     zeroshot: str  # the set whose embeddings classify in the zero-shot probe
-
-
-@options
-class ClassPrompt:
-    """One class: its name, and the context that tells it from its namesakes."""
-
-    name: str
-    coarse: str | None = None
-    description: str | None = None
-
-
-@options
-class PromptFile:
-    """A prompt file: classes in the dataset's order, and templates by the name of their set."""
-
-    dataset: str
-    classes: tuple[ClassPrompt, ...]
-    prompt_sets: dict[str, tuple[str, ...]]
+    descriptions: str | None = None
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Class texts after templates and context: texts[class][template]."""
+    """The texts of a set of anchors: texts[anchor][template], averaged over the templates.
+
+    label_ends[anchor][template]: where the class's name ends in the text. labelled: whether anchor
+    i stands for label i, which the zero-shot probe asks for.
+    """
 
     name: str
     class_names: tuple[str, ...]
     templates: tuple[str, ...]
     texts: tuple[tuple[str, ...], ...]
+    label_ends: tuple[tuple[int, ...], ...]
+    labelled: bool = True
 
 
-def load_prompts(file: str) -> PromptFile:
-    """Read and check a prompt file by name ("digits") or path; raises DataError."""
-    path = _find(file)
-    where = f"prompt file {path}"
-    try:
-        prompts = parse(PromptFile, read_yaml(path, where=where), where=where)
-    except RecipeError as error:
-        raise DataError(str(error)) from None
-    if not prompts.prompt_sets:
-        raise DataError(f"{path}: there is no prompt set")
-    for name in (prompts.dataset, *prompts.prompt_sets):
-        if not _NAME.fullmatch(name):
-            raise DataError(f"{path}: {name!r} may hold letters, digits and _ . + - only")
-    _check_classes(path, prompts.classes)
-    return prompts
-
-
-def check_class_order(prompts: PromptFile, shards: Sequence[Shard]) -> None:
-    """Hold the classes against the `classes.txt` beside the shards, if there is one.
-
-    Labels count its lines. Raises DataError if the prompts have the same names in another order;
-    other names may mean the same, and are warned of.
-    """
-    for path in dict.fromkeys(storage.beside(shard.location, "classes.txt") for shard in shards):
-        listed = storage.read_if_there(path)
-        if listed is None:
-            continue
-        labels = [_folded(name) for name in listed.decode(errors="replace").splitlines()]
-        names = [_folded(item.name) for item in prompts.classes]
-        place = next((i for i, pair in enumerate(zip(labels, names)) if pair[0] != pair[1]), None)  # noqa: B905
-        if place is None:
-            continue
-        difference = f"label {place} is {labels[place]!r} there, {names[place]!r} in the prompts"
-        if sorted(labels) == sorted(names):
-            raise DataError(
-                f"prompts for {prompts.dataset} and {path} have the same classes in another order "
-                f"({difference}): give the prompt file's classes in the order of {path}"
-            )
-        _log.warning("%s: %s; check that they mean the same", path, difference)
-
-
-def _folded(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold().replace("_", " ").strip()
+def load_sets(
+    file: str, names: Sequence[str] | None = None, descriptions: str | None = None
+) -> list[PromptSet]:
+    """Return sets of a prompt file, by default all; raises DataError."""
+    prompts = load_prompts(file, descriptions)
+    return [prompt_set(prompts, name) for name in names or prompts.prompt_sets]
 
 
 def prompt_set(prompts: PromptFile, name: str) -> PromptSet:
@@ -109,99 +56,92 @@ def prompt_set(prompts: PromptFile, name: str) -> PromptSet:
     if name not in prompts.prompt_sets:
         hint = nearest(name, prompts.prompt_sets)
         raise DataError(f"prompts for {prompts.dataset} have no set {name!r}: {hint}")
-    templates = prompts.prompt_sets[name]
-    if not templates:
+    chosen = prompts.prompt_sets[name]
+    if not chosen.templates:
         raise DataError(f"prompt set {name!r} of {prompts.dataset} has no template")
-    for template in templates:
-        _check_template(template)
-    texts = tuple(
-        tuple(_fill(template, item) for template in templates) for item in prompts.classes
-    )
-    _check_texts(prompts, templates, texts)
-    return PromptSet(
-        name=f"{prompts.dataset}-{name}",
-        class_names=tuple(item.name for item in prompts.classes),
-        templates=templates,
-        texts=texts,
-    )
+    for template in chosen.templates:
+        fields_of(template)
+    filled_AT = [
+        [_fill(template, item) for template in chosen.templates] for item in prompts.classes
+    ]
+    _check_texts(prompts.classes, chosen.templates, filled_AT)
+    return _as_anchors(f"{prompts.dataset}-{name}", prompts.classes, chosen, filled_AT)
 
 
-def _find(file: str) -> Path:
-    if file.endswith((".yaml", ".yml")):
-        return Path(file)
-    known = {path.stem: path for path in _ROOT.glob("*.yaml")}
-    if file not in known:
+def sampled(prompts: PromptSet, count: int, seed: int) -> PromptSet:
+    """Return a random subset of the classes, in their order (BeamCLIP, Fig. 4).
+
+    Which ones is a function of their names and the seed alone, and of two counts the smaller
+    subset lies in the larger. Raises DataError if there are not so many classes.
+    """
+    names = list(dict.fromkeys(prompts.class_names))
+    if not 0 < count < len(names):
         raise DataError(
-            f"no prompt file {file!r}: {nearest(file, known)}; or give the path of a .yaml file"
+            f"a sample of {prompts.name} takes 1 to {len(names) - 1} of its {len(names)} classes, "
+            f"not {count}"
         )
-    return known[file]
+    chosen = set(sorted(names, key=lambda name: _lot(name, seed))[:count])
+    places = [i for i, name in enumerate(prompts.class_names) if name in chosen]
+    return replace(
+        prompts,
+        name=f"{prompts.name}.{count}of{len(names)}-seed{seed}",
+        class_names=tuple(prompts.class_names[i] for i in places),
+        texts=tuple(prompts.texts[i] for i in places),
+        label_ends=tuple(prompts.label_ends[i] for i in places),
+        labelled=False,
+    )
 
 
-def _check_classes(path: Path, classes: Sequence[ClassPrompt]) -> None:
-    if not classes:
-        raise DataError(f"{path}: the list of classes is empty")
-    seen: dict[str, str] = {}
-    for item in classes:
-        read = _as_read(item.name)
-        if not read:
-            raise DataError(f"{path}: a class has an empty name")
-        if read in seen:
-            raise DataError(
-                f"{path}: classes {seen[read]!r} and {item.name!r} read the same to a teacher, "
-                "so no image could be told apart by them: give each its own name"
-            )
-        for text in (item.name, item.coarse, item.description):
-            _check_marks(text or "", f"{path}: class {item.name!r}")
-        seen[read] = item.name
+def _lot(name: str, seed: int) -> bytes:
+    return blake2b(f"{seed} {name}".encode("utf-8", "surrogateescape")).digest()
 
 
-def _as_read(text: str) -> str:
-    """Return what a tokenizer makes of a text: one form of each letter, case and space."""
-    plain = html.unescape(html.unescape(text))  # twice, as CLIP's tokenizer does
-    return " ".join(unicodedata.normalize("NFC", plain).casefold().split())
+def _fill(template: str, item: ClassPrompt) -> Filled:
+    return fill(
+        template,
+        {
+            "label": item.name,
+            "synonym": item.synonyms[0] if item.synonyms else item.name,
+            "coarse": item.coarse,
+            "description": item.description,
+            "article": item.article,
+        },
+    )
 
 
-def _check_marks(text: str, where: str) -> None:
-    """Refuse a text that would end early because it holds one of the tokenizer's own marks."""
-    if found := [mark for mark in _SPECIAL if mark in _as_read(text)]:
-        raise DataError(f"{where} holds the tokenizer's own {found[0]}")
-
-
-def _check_template(template: str) -> None:
-    try:
-        parts = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
-    except ValueError as error:
-        raise DataError(f"template {template!r}: {error}") from None
-    valid = {"label", "coarse", "description"}
-    if "label" not in [field for field, _, _ in parts]:
-        raise DataError(f"template {template!r} has no {{label}}: every class would read the same")
-    for field, spec, conversion in parts:
-        if field not in valid:
-            hint = nearest(str(field), valid)
-            raise DataError(f"template {template!r}: unknown field {field!r}; {hint}")
-        if spec or conversion:
-            raise DataError(f"template {template!r}: fields are plain, as in {{{field}}}")
-    _check_marks(template, f"template {template!r}")
+def _as_anchors(
+    name: str,
+    classes: Sequence[ClassPrompt],
+    chosen: TemplateSet,
+    filled_AT: Sequence[Sequence[Filled]],
+) -> PromptSet:
+    """Make one anchor of a class's texts, or one of each."""
+    separate = chosen.anchors == "separate" and len(chosen.templates) > 1
+    rows = [[one] for filled_T in filled_AT for one in filled_T] if separate else filled_AT
+    each = len(chosen.templates) if separate else 1
+    return PromptSet(
+        name=name,
+        class_names=tuple(item.name for item in classes for _ in range(each)),
+        templates=chosen.templates,
+        texts=tuple(tuple(one.text for one in filled_T) for filled_T in rows),
+        label_ends=tuple(tuple(one.label_end for one in filled_T) for filled_T in rows),
+        labelled=not separate,
+    )
 
 
 def _check_texts(
-    prompts: PromptFile, templates: Sequence[str], texts: Sequence[Sequence[str]]
+    classes: Sequence[ClassPrompt],
+    templates: Sequence[str],
+    filled_AT: Sequence[Sequence[Filled]],
 ) -> None:
     """Refuse a template in which two classes, though their names differ, get the same text."""
     for place, template in enumerate(templates):
         seen: dict[str, str] = {}
-        for item, filled in zip(prompts.classes, texts, strict=True):
-            other = seen.setdefault(_as_read(filled[place]), item.name)
+        for item, filled_T in zip(classes, filled_AT, strict=True):
+            text = filled_T[place].text
+            other = seen.setdefault(as_read(text), item.name)
             if other != item.name:
                 raise DataError(
                     f"template {template!r} gives {other!r} and {item.name!r} the same text "
-                    f"{filled[place]!r}: no image could be told apart by it"
+                    f"{text!r}: no image could be told apart by it"
                 )
-
-
-def _fill(template: str, item: ClassPrompt) -> str:
-    fields = {"label": item.name, "coarse": item.coarse, "description": item.description}
-    for _, field, _, _ in string.Formatter().parse(template):
-        if field is not None and not (fields[field] or "").strip():
-            raise DataError(f"template {template!r} needs {field!r}, which {item.name!r} lacks")
-    return template.format(**fields)

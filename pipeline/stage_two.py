@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from pipeline import __version__, runtime
-from pipeline.anchors import cached_anchors, check_labels
+from pipeline.anchors import cached_anchors, check_labels, named_anchors
 from pipeline.batches import TrainingBatches, check_cache
 from pipeline.cache import layout
 from pipeline.cache.reader import Anchors, TargetCache, read_manifest
@@ -17,7 +17,8 @@ from pipeline.evaluate import Scores, evaluate_run
 from pipeline.losses import resolve_tau
 from pipeline.options import differences, parse, to_mapping
 from pipeline.probes import ProbeOptions
-from pipeline.prompts import PromptOptions, check_class_order, load_prompts, prompt_set
+from pipeline.prompt_file import PromptFile, check_class_order, load_prompts
+from pipeline.prompts import PromptOptions, prompt_set
 from pipeline.recipe import Recipe, recipe_from
 from pipeline.rundir import RunDir
 from pipeline.shards import Shard, find_shards, shards_at
@@ -49,7 +50,7 @@ def train(
         generation = run.read_origin()["cache"]["generation"]
     cache = _open(cache_path, recipe, generation)
     sets = _prompt_sets(recipe.prompts, cache, shards)
-    check_labels(cache, sets["anchors"])
+    check_labels(cache, sets["zeroshot"])
     input_px = recipe.student.input_px or int(cache.manifest["teacher"]["preprocess"]["size"])
     where = runtime.pick_device(device)
     source = TrainingBatches(
@@ -144,13 +145,20 @@ def _open(path: Path, recipe: Recipe, generation: int | None) -> TargetCache:
 def _prompt_sets(
     spec: PromptOptions, cache: TargetCache, shards: Sequence[Shard]
 ) -> dict[str, Anchors]:
-    """Return the cached anchors by their use, held against the prompt file."""
-    prompts = load_prompts(spec.file)
+    """Return the cached anchors by their use, held against the prompt file if they are its own."""
+    prompts = load_prompts(spec.file, spec.descriptions)
     check_class_order(prompts, shards)
     return {
-        use: cached_anchors(cache.path, cache.manifest, prompt_set(prompts, name))
+        use: _anchors(prompts, name, cache)
         for use, name in (("anchors", spec.anchors), ("zeroshot", spec.zeroshot))
     }
+
+
+def _anchors(prompts: PromptFile, name: str, cache: TargetCache) -> Anchors:
+    """Return a set of the prompt file, or any set of the cache by its whole name."""
+    if name not in prompts.prompt_sets and name in layout.anchor_names(cache.path):
+        return named_anchors(cache.path, cache.manifest, name)
+    return cached_anchors(cache.path, cache.manifest, prompt_set(prompts, name))
 
 
 def _named_teacher(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """Embeds prompt sets with the teacher's text tower: the anchors of a cache.
 
-Shape letters: A classes, T templates, D teacher dimension.
+Shape letters: A anchors, T templates, D teacher dimension.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +15,41 @@ from pipeline import runtime
 from pipeline.anchors import cached_anchors
 from pipeline.cache import layout, writer
 from pipeline.cache.reader import read_manifest
-from pipeline.errors import CacheMismatchError, DataError
-from pipeline.options import differences
-from pipeline.prompts import PromptSet, load_prompts, prompt_set
+from pipeline.cutting import fitting
+from pipeline.errors import CacheError, CacheMismatchError, DataError
+from pipeline.options import differences, nearest
+from pipeline.prompts import PromptSet
 from pipeline.teacher import HF_HUB, LOCAL_DIR, Teacher, TeacherOptions, check_teacher, load_teacher
+
+_BATCH = 256  # texts in one forward pass
+_SHOWN = 20  # cuts that are logged, of one set
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A text of which only `kept` characters were embedded; whole, it has `tokens` tokens."""
+
+    anchor: int
+    template: int
+    kept: int
+    tokens: int
 
 
 def add_anchors(
     cache: Path,
-    prompts_file: str,
-    names: Sequence[str] | None = None,
+    sets: Sequence[PromptSet],
     *,
     device: str = "auto",
     teacher: str | None = None,
 ) -> dict[str, bool]:
-    """Embed the sets of a prompt file that a cache lacks; return whether each was added.
+    """Embed the prompt sets that a cache lacks; return whether each was added.
 
-    names: of the file's sets, by default all. teacher: the model to load, if the manifest's teacher
-    has moved. Only anchors/ is written to; no image is read, and a sealed cache stays sealed.
-    Raises CacheMismatchError if the teacher at hand is not the manifest's, or if under a set's name
-    the cache has other texts; DataError for the prompt file; CacheError while another process
-    writes to the cache.
+    teacher: the model to load, if the manifest's teacher has moved. Only anchors/ is written to; no
+    image is read, and a sealed cache stays sealed. Raises CacheMismatchError if the teacher at hand
+    is not the manifest's, or if under a set's name the cache has other texts; CacheError while
+    another process writes to the cache; DataError for a class whose name alone is too long.
     """
-    prompts = load_prompts(prompts_file)
-    sets = [prompt_set(prompts, name) for name in names or prompts.prompt_sets]
     manifest = read_manifest(cache)
     with writer.exclusive(cache):
         writer.sweep(cache)
@@ -48,35 +61,93 @@ def add_anchors(
     return {item.name: item in lacking for item in sets}
 
 
+def remove_anchors(cache: Path, name: str) -> None:
+    """Take a prompt set out of a cache; raises CacheError if it is not there, or in use."""
+    read_manifest(cache)
+    known = layout.anchor_names(cache)
+    if name not in known:
+        raise CacheError(f"{cache} has no anchors {name!r}: {nearest(name, known)}")
+    with writer.exclusive(cache):
+        writer.drop_anchors(cache, name)
+        writer.sweep(cache)
+
+
 def embed_prompt_set(
     cache: Path, teacher: Teacher, manifest: Mapping[str, Any], prompts: PromptSet
 ) -> bool:
-    """Publish a prompt set's anchors: per class the mean over templates, normalised.
+    """Publish a prompt set's anchors: per anchor the mean over templates, normalised.
 
-    Returns False if the cache has it already; raises CacheMismatchError if under that name it has
-    other texts, DataError for texts that the teacher would cut.
+    A text that is longer than the teacher reads is cut, and that is told. Returns False if the
+    cache has the set already; raises CacheMismatchError if under that name it has other texts.
     """
     if _is_cached(cache, manifest, prompts):
         return False
-    token_counts = _count_tokens(teacher, prompts)
+    kept, cuts = _fitted(teacher, prompts)
+    _tell(prompts, cuts)
     with runtime.torch_threads(manifest["batch"]["threads"]):
-        embeddings_AD = np.stack(
-            [teacher.embed_texts(texts).numpy().mean(axis=0) for texts in prompts.texts]
-        )
-    embeddings_AD /= np.linalg.norm(embeddings_AD, axis=1, keepdims=True)
+        embeddings_AD = _embed(teacher, kept)
     if not np.isfinite(embeddings_AD).all():
         raise DataError(f"prompt set {prompts.name}: the teacher gave a vector that is not finite")
+    counts_AT = [[teacher.count_tokens(text) for text in texts] for texts in kept]
     arrays = {
-        "embeddings": embeddings_AD.astype(np.float32),
+        "embeddings": embeddings_AD,
         "class_names": np.array(prompts.class_names, dtype=object),
         "texts": np.array(prompts.texts, dtype=object),
-        "token_counts": token_counts,
+        "token_counts": np.array(counts_AT, np.int32),
     }
     attributes = {
         "templates": list(prompts.templates),
+        "labelled": prompts.labelled,
+        "cuts": [asdict(cut) for cut in cuts],
         "teacher": layout.teacher_digest(manifest["teacher"]),
     }
     return writer.publish_anchors(cache, prompts.name, arrays, attributes)
+
+
+def _embed(teacher: Teacher, texts: Sequence[Sequence[str]]) -> np.ndarray:
+    """Return float32 [A,D]: the mean of an anchor's normalised texts, normalised."""
+    each = len(texts[0])
+    at_once = max(1, _BATCH // each)  # anchors
+    blocks_AD = []
+    for begin in range(0, len(texts), at_once):
+        block = texts[begin : begin + at_once]
+        flat = teacher.embed_texts([text for row in block for text in row]).numpy()
+        blocks_AD.append(flat.reshape(len(block), each, -1).mean(axis=1))
+    embeddings_AD = np.concatenate(blocks_AD)
+    embeddings_AD /= np.linalg.norm(embeddings_AD, axis=1, keepdims=True)
+    return embeddings_AD.astype(np.float32)
+
+
+def _fitted(teacher: Teacher, prompts: PromptSet) -> tuple[list[list[str]], list[Cut]]:
+    """Return the texts as the teacher can read them whole, and what was cut off to that end."""
+    texts = [list(row) for row in prompts.texts]
+    cuts = []
+    for anchor, row in enumerate(texts):
+        for template, text in enumerate(row):
+            label_end = prompts.label_ends[anchor][template]
+            kept = fitting(text, label_end, teacher.count_tokens, teacher.max_tokens)
+            if kept is None:
+                raise DataError(
+                    f"prompt set {prompts.name}: {text[:60]!r}... has "
+                    f"{teacher.count_tokens(text[:label_end])} tokens up to the end of the class's "
+                    f"name, the teacher reads {teacher.max_tokens}: give it a shorter name"
+                )
+            if kept < len(text):
+                row[template] = text[:kept]
+                cuts.append(Cut(anchor, template, kept, teacher.count_tokens(text)))
+    return texts, cuts
+
+
+def _tell(prompts: PromptSet, cuts: Sequence[Cut]) -> None:
+    for cut in cuts[:_SHOWN]:
+        text = prompts.texts[cut.anchor][cut.template]
+        _log.warning(
+            "prompt set %s: %r has %d tokens and was cut after %r",
+            *(prompts.name, prompts.class_names[cut.anchor], cut.tokens),
+            text[max(0, cut.kept - 40) : cut.kept],
+        )
+    if len(cuts) > _SHOWN:
+        _log.warning("... and %d more texts were cut: see `anchors show`", len(cuts) - _SHOWN)
 
 
 def _is_cached(cache: Path, manifest: Mapping[str, Any], prompts: PromptSet) -> bool:
@@ -109,21 +180,3 @@ def _teacher_of(
             differences({"teacher": named}, {"teacher": found}),
         )
     return teacher
-
-
-def _count_tokens(teacher: Teacher, prompts: PromptSet) -> np.ndarray:
-    """Count tokens per text, int32 [A,T]; a text that would be cut silently is an error."""
-    counts_AT = np.array(
-        [[teacher.count_tokens(text) for text in texts] for texts in prompts.texts], np.int32
-    )
-    cut = np.argwhere(counts_AT > teacher.max_tokens)
-    if len(cut):
-        place, template = cut[0]
-        text, more = prompts.texts[place][template], len(cut) - 1
-        raise DataError(
-            f"prompt set {prompts.name}: {text[:60]!r}... has {counts_AT[place, template]} tokens, "
-            f"the teacher reads {teacher.max_tokens}"
-            + (f" (and {more} more texts)" if more else "")
-            + ": shorten the description"
-        )
-    return counts_AT

@@ -19,7 +19,8 @@ from pipeline import durable, runtime
 from pipeline.decode import DecodePolicy, SourceImage, decode
 from pipeline.errors import DataError, SampleError
 from pipeline.options import options, to_mapping
-from pipeline.prompts import PromptFile, prompt_set
+from pipeline.prompt_file import PromptFile
+from pipeline.prompts import prompt_set
 from pipeline.schedule import Schedule, philox_words
 from pipeline.shards import Shard, read_samples
 from pipeline.teacher import Preprocess

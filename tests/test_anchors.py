@@ -16,7 +16,8 @@ from pipeline.anchors import (
 )
 from pipeline.cache.reader import read_anchors, read_manifest
 from pipeline.errors import CacheError, CacheMismatchError
-from pipeline.prompts import PromptFile, PromptSet, load_prompts, prompt_set
+from pipeline.prompt_file import PromptFile, TemplateSet, load_prompts
+from pipeline.prompts import PromptSet, prompt_set
 
 
 @pytest.fixture
@@ -124,7 +125,7 @@ def test_classes_in_another_order_are_all_listed(sealed_cache: Path, file: Promp
 def test_edits_missing_sets_and_labels_without_a_class_are_told_together(
     sealed_cache: Path, file: PromptFile
 ) -> None:
-    sets = {**file.prompt_sets, "other": ("The {label}.",)}
+    sets = {**file.prompt_sets, "other": TemplateSet(templates=("The {label}.",))}
     changed = edited(file, classes=file.classes[:2], prompt_sets=sets)
     with pytest.raises(CacheMismatchError) as caught:
         check_anchors(sealed_cache, changed, ["plain", "other"])

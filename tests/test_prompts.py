@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from pipeline.errors import DataError
-from pipeline.prompts import PromptFile, load_prompts, prompt_set
+from pipeline.prompt_file import PromptFile, load_prompts
+from pipeline.prompts import prompt_set
 
 
 @pytest.fixture
@@ -137,7 +138,7 @@ def test_python_in_a_prompt_file_is_not_run(tmp_path: Path) -> None:
         ({"classes": None}, "'classes'"),
         ({"dataset": ...}, "'dataset' is required"),
         ({"prompt_sets": {"plain": "A {label}."}}, "'prompt_sets.plain'"),
-        ({"prompt_sets": {"plain": [None]}}, "'prompt_sets.plain.0'"),
+        ({"prompt_sets": {"plain": [None]}}, "'prompt_sets.plain.templates.0'"),
     ],
 )
 def test_wrong_fields_are_named(write: Any, fields: dict[str, Any], words: str) -> None:

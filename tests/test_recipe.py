@@ -11,7 +11,8 @@ import yaml
 from pipeline import recipe as recipe_module
 from pipeline.errors import BeamclipError, RecipeError
 from pipeline.losses import AnchorOptions
-from pipeline.prompts import load_prompts, prompt_set
+from pipeline.prompt_file import load_prompts
+from pipeline.prompts import prompt_set
 from pipeline.recipe import Recipe, load_recipe, recipe_from
 
 SHIPPED = sorted(Path(recipe_module.__file__).parent.glob("recipes/*.yaml"))

@@ -16,7 +16,7 @@ from PIL import Image
 
 from pipeline.cache.reader import read_anchors
 from pipeline.errors import TeacherError
-from pipeline.prompts import load_prompts
+from pipeline.prompt_file import load_prompts
 from pipeline.schedule import EvalSchedule
 from pipeline.teacher import TEACHERS, Teacher, TeacherOptions, check_teacher, load_teacher
 from pipeline.views import render_views

@@ -10,6 +10,7 @@ import yaml
 
 from pipeline.cache.reader import TargetCache, read_anchors
 from pipeline.errors import CacheError, CacheMismatchError, DataError, TeacherError
+from pipeline.prompts import load_sets
 from pipeline.texts import add_anchors
 from tests.inputs import build, make_teacher
 from tests.runs import held_elsewhere
@@ -34,7 +35,10 @@ def test_added_anchors_leave_every_published_byte_alone(cache_copy: Path, tmp_pa
     before = tree_stamps(cache_copy)
     digest = TargetCache.open(cache_copy).digest
     file = prompt_file(tmp_path, plain=["A {label}."], many=["a {label}", "one {label}"])
-    assert add_anchors(cache_copy, file, device="cpu") == {"more-plain": True, "more-many": True}
+    assert add_anchors(cache_copy, load_sets(file), device="cpu") == {
+        "more-plain": True,
+        "more-many": True,
+    }
     after = tree_stamps(cache_copy)
     assert {name: after[name] for name in before} == before
     assert {name.split("/")[1] for name in after.keys() - before.keys()} == {
@@ -50,7 +54,8 @@ def test_added_anchors_are_the_ones_that_stage_one_would_have_made(
     cache_copy: Path, sealed_cache: Path, recipe_file: Path
 ) -> None:
     shutil.rmtree(cache_copy / "anchors")
-    add_anchors(cache_copy, str(recipe_file.with_name("shapes-prompts.yaml")), device="cpu")
+    file = str(recipe_file.with_name("shapes-prompts.yaml"))
+    add_anchors(cache_copy, load_sets(file), device="cpu")
     assert tree_digests(cache_copy, "anchors") == tree_digests(sealed_cache, "anchors")
 
 
@@ -58,9 +63,9 @@ def test_only_the_sets_asked_for_are_added_and_those_there_stay(
     cache_copy: Path, tmp_path: Path
 ) -> None:
     file = prompt_file(tmp_path, one=["A {label}."], two=["The {label}."], three=["{label}"])
-    assert add_anchors(cache_copy, file, ["two"], device="cpu") == {"more-two": True}
+    assert add_anchors(cache_copy, load_sets(file, ["two"]), device="cpu") == {"more-two": True}
     before = tree_stamps(cache_copy)
-    added = add_anchors(cache_copy, file, ["two", "three"], device="cpu")
+    added = add_anchors(cache_copy, load_sets(file, ["two", "three"]), device="cpu")
     assert added == {"more-two": False, "more-three": True}
     after = tree_stamps(cache_copy)
     assert {name: after[name] for name in before} == before
@@ -70,7 +75,7 @@ def test_only_the_sets_asked_for_are_added_and_those_there_stay(
 
 def test_nothing_to_add_needs_no_teacher(cache_copy: Path, recipe_file: Path) -> None:
     file = str(recipe_file.with_name("shapes-prompts.yaml"))
-    added = add_anchors(cache_copy, file, device="cpu", teacher="local-dir:/nowhere")
+    added = add_anchors(cache_copy, load_sets(file), device="cpu", teacher="local-dir:/nowhere")
     assert added == {"shapes-context": False, "shapes-plain": False}
 
 
@@ -78,7 +83,9 @@ def test_another_teacher_is_refused_by_its_digest(cache_copy: Path, tmp_path: Pa
     other = make_teacher(tmp_path / "other", seed=1)
     before = tree_stamps(cache_copy)
     with pytest.raises(CacheMismatchError, match=r"teacher\.weights_sha256"):
-        add_anchors(cache_copy, prompt_file(tmp_path), device="cpu", teacher=f"local-dir:{other}")
+        add_anchors(
+            cache_copy, load_sets(prompt_file(tmp_path)), device="cpu", teacher=f"local-dir:{other}"
+        )
     assert tree_stamps(cache_copy) == before
 
 
@@ -91,16 +98,20 @@ def test_a_teacher_that_moved_is_found_where_it_is_said_to_be(
     first.rename(tmp_path / "second")
     file = prompt_file(tmp_path)
     with pytest.raises(TeacherError, match="no teacher in"):
-        add_anchors(cache, file, device="cpu")
-    added = add_anchors(cache, file, device="cpu", teacher=f"local-dir:{tmp_path}/second")
+        add_anchors(cache, load_sets(file), device="cpu")
+    added = add_anchors(
+        cache, load_sets(file), device="cpu", teacher=f"local-dir:{tmp_path}/second"
+    )
     assert added == {"more-plain": True}
 
 
 def test_an_edited_set_under_a_cached_name_is_refused(cache_copy: Path, tmp_path: Path) -> None:
-    add_anchors(cache_copy, prompt_file(tmp_path), device="cpu")
+    add_anchors(cache_copy, load_sets(prompt_file(tmp_path)), device="cpu")
     before = tree_stamps(cache_copy)
     with pytest.raises(CacheMismatchError, match=r"texts\.0\.0: cache has 'A red square\.'"):
-        add_anchors(cache_copy, prompt_file(tmp_path, plain=["The {label}."]), device="cpu")
+        add_anchors(
+            cache_copy, load_sets(prompt_file(tmp_path, plain=["The {label}."])), device="cpu"
+        )
     assert tree_stamps(cache_copy) == before
 
 
@@ -109,12 +120,12 @@ def test_a_cache_that_is_being_written_is_left_alone(cache_copy: Path, tmp_path:
         held_elsewhere(cache_copy / ".lock"),
         pytest.raises(CacheError, match="being written by another process"),
     ):
-        add_anchors(cache_copy, prompt_file(tmp_path), device="cpu")
+        add_anchors(cache_copy, load_sets(prompt_file(tmp_path)), device="cpu")
 
 
 def test_where_there_is_no_cache_none_is_made(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match="no cache in"):
-        add_anchors(tmp_path / "none", prompt_file(tmp_path), device="cpu")
+        add_anchors(tmp_path / "none", load_sets(prompt_file(tmp_path)), device="cpu")
     assert not (tmp_path / "none").exists()
 
 
@@ -122,7 +133,7 @@ def test_unicode_and_emoji_are_embedded_and_read_back_as_they_are(
     cache_copy: Path, tmp_path: Path
 ) -> None:
     names = ["naïve café", "猫", "🙂 👩‍🔬", "مرحبا", "a\u200bb", "x\ty\nz"]
-    add_anchors(cache_copy, prompt_file(tmp_path, *names), device="cpu")
+    add_anchors(cache_copy, load_sets(prompt_file(tmp_path, *names)), device="cpu")
     anchors = read_anchors(cache_copy, "more-plain")
     assert anchors.class_names == tuple(names)
     assert anchors.texts == tuple((f"A {name}.",) for name in names)
@@ -133,22 +144,69 @@ def test_unicode_and_emoji_are_embedded_and_read_back_as_they_are(
 @pytest.mark.parametrize(
     "name", ["x" * 5000, "猫" * 5000, "🙂" * 100, "red " * 1250], ids=["x", "cat", "smile", "red"]
 )
-def test_a_text_that_the_teacher_would_cut_is_an_error_that_counts_its_tokens(
+def test_a_name_that_the_teacher_would_cut_is_an_error_that_counts_its_tokens(
     cache_copy: Path, tmp_path: Path, name: str
 ) -> None:
     before = tree_stamps(cache_copy)
-    file = prompt_file(tmp_path, name, "dog", plain=["A {label}.", "One {label}."])
-    with pytest.raises(DataError, match=r"\d{3,} tokens, the teacher reads 32 \(and 1 more"):
-        add_anchors(cache_copy, file, device="cpu")
+    file = prompt_file(tmp_path, "dog", name, plain=["A {label}.", "One {label}."])
+    with pytest.raises(DataError, match=r"\d{3,} tokens up to the end .* the teacher reads 32:"):
+        add_anchors(cache_copy, load_sets(file), device="cpu")
     assert tree_stamps(cache_copy) == before
+
+
+@pytest.mark.parametrize(
+    ("description", "kept"),
+    [
+        ("Short and red. " + "So it goes on and on " * 9, "A dog: Short and red."),
+        ("x" * 5000, "A dog: xxxx"),
+        ("🙂" * 5000, "A dog: 🙂🙂"),
+        ("so " * 1666, "A dog: so so so"),
+        ("猫" * 5000, "A dog: 猫猫"),
+    ],
+    ids=["sentences", "one-word", "smile", "words", "cat"],
+)
+def test_context_that_is_too_long_is_cut_reported_and_kept_whole_beside_what_was_embedded(
+    cache_copy: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    description: str,
+    kept: str,
+) -> None:
+    file = Path(prompt_file(tmp_path, "dog", "cat", cpa=["A {label}: {description}"]))
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    content["classes"] = [
+        {"name": "dog", "description": description},
+        {"name": "cat", "description": "Small."},
+    ]
+    file.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
+    add_anchors(cache_copy, load_sets(str(file)), device="cpu")
+    anchors = read_anchors(cache_copy, "more-cpa")
+    [cut] = anchors.cuts
+    text = anchors.texts[cut["anchor"]][cut["template"]]
+    assert text == f"A dog: {description}"
+    assert text[: cut["kept"]].startswith(kept)
+    assert "'dog' has" in caplog.text
+    assert f"has {cut['tokens']} tokens and was cut after" in caplog.text
+    assert cut["tokens"] > 32 >= anchors.token_counts_AT[0, 0]
+    short = tmp_path / "short.yaml"
+    content["dataset"] = "short"
+    content["classes"][0]["description"] = text[7 : cut["kept"]]
+    short.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
+    add_anchors(cache_copy, load_sets(str(short)), device="cpu")
+    np.testing.assert_allclose(
+        read_anchors(cache_copy, "short-cpa").embeddings_AD, anchors.embeddings_AD, atol=1e-6
+    )
+    assert add_anchors(cache_copy, load_sets(str(file)), device="cpu") == {"more-cpa": False}
 
 
 def test_the_longest_text_that_fits_is_taken(cache_copy: Path, tmp_path: Path) -> None:
     name = " ".join(["red"] * 30)  # and the marks of start and end
-    add_anchors(cache_copy, prompt_file(tmp_path, name, "dog", plain=["{label}"]), device="cpu")
+    add_anchors(
+        cache_copy, load_sets(prompt_file(tmp_path, name, "dog", plain=["{label}"])), device="cpu"
+    )
     assert read_anchors(cache_copy, "more-plain").token_counts_AT[0, 0] == 32
 
 
-def test_an_unknown_set_is_told_before_anything_is_read(tmp_path: Path) -> None:
+def test_an_unknown_set_is_told_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="did you mean 'plain'"):
-        add_anchors(tmp_path / "none", prompt_file(tmp_path), ["plane"])
+        load_sets(prompt_file(tmp_path), ["plane"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.errors import DataError
-from pipeline.prompts import load_prompts
+from pipeline.prompt_file import load_prompts
 from pipeline.schedule import EvalSchedule
 from pipeline.shards import find_shards, read_samples, write_shards
 from pipeline.teacher import TeacherOptions, load_teacher

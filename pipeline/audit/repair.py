@@ -15,7 +15,8 @@ from pipeline.cache.seal import seal_cache
 from pipeline.cluster import Place
 from pipeline.embed import CacheOptions, build_cache
 from pipeline.errors import CacheError, LossesError
-from pipeline.prompts import PromptOptions, PromptSet, load_prompts, prompt_set
+from pipeline.prompt_file import load_prompts
+from pipeline.prompts import PromptOptions, PromptSet, prompt_set
 from pipeline.shards import Shard
 from pipeline.texts import embed_prompt_set
 
@@ -170,13 +171,19 @@ def _mend_anchors(
 def _stored_texts(folder: Path) -> PromptSet | None:
     """Return the texts that a prompt set holds, if they match their digests."""
     try:
-        metadata = json.loads((folder / "zarr.json").read_text(encoding="utf-8"))
-        class_names, texts = read_array(folder, "class_names"), read_array(folder, "texts")
+        attributes = json.loads((folder / "zarr.json").read_text(encoding="utf-8"))["attributes"]
+        class_names, texts = read_array(folder, "class_names"), read_array(folder, "texts").tolist()
+        label_ends = [[0] * len(row) for row in texts]
+        for cut in attributes.get("cuts", ()):
+            # The same cut comes out again: the next longer one did not fit.
+            label_ends[cut["anchor"]][cut["template"]] = cut["kept"]
         return PromptSet(
             name=folder.name,
             class_names=tuple(class_names.tolist()),
-            templates=tuple(metadata["attributes"]["templates"]),
-            texts=tuple(tuple(row) for row in texts.tolist()),
+            templates=tuple(attributes["templates"]),
+            texts=tuple(tuple(row) for row in texts),
+            label_ends=tuple(tuple(row) for row in label_ends),
+            labelled=bool(attributes.get("labelled", True)),
         )
     except Exception:  # garbage of any kind
         return None
@@ -184,7 +191,7 @@ def _stored_texts(folder: Path) -> PromptSet | None:
 
 def _texts_of_file(name: str, spec: PromptOptions) -> PromptSet | None:
     """Return the set of this name from the recipe's prompt file, if it has it."""
-    prompts = load_prompts(spec.file)
+    prompts = load_prompts(spec.file, spec.descriptions)
     sets = (prompt_set(prompts, found) for found in prompts.prompt_sets)
     return next((found for found in sets if found.name == name), None)
 

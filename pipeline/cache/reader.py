@@ -33,7 +33,9 @@ _REDO = "`beamclip cache repair` makes it anew, and touches nothing else"
 class Anchors:
     """A prompt set as the teacher embeds it.
 
-    embeddings_AD: float32, normalised, one row per class. texts[class][template].
+    embeddings_AD: float32, normalised. texts[anchor][template], as they were filled; `cuts` are
+    those of which a part was embedded ({anchor, template, kept: characters, tokens: of the whole}).
+    labelled: whether anchor i stands for label i.
     """
 
     name: str
@@ -43,6 +45,8 @@ class Anchors:
     templates: tuple[str, ...]
     token_counts_AT: np.ndarray
     teacher_digest: str
+    labelled: bool = True
+    cuts: tuple[Mapping[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -316,6 +320,8 @@ def read_anchors(path: Path, name: str) -> Anchors:
         templates=tuple(attributes["templates"]),
         token_counts_AT=arrays["token_counts"],
         teacher_digest=str(attributes["teacher"]),
+        labelled=bool(attributes.get("labelled", True)),
+        cuts=tuple(attributes.get("cuts", ())),
     )
 
 

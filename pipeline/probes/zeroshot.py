@@ -30,6 +30,11 @@ def run(
     num_classes = len(anchors.class_names)
     if not known.any():
         raise ProbeError("no test sample has a label (.cls): the zero-shot probe needs them")
+    if not anchors.labelled:
+        raise ProbeError(
+            f"prompt set {anchors.name} does not hold one anchor for each label, in order (it is a "
+            "sample of the classes, or keeps templates apart): give another"
+        )
     if labels_N.max() >= num_classes:
         raise ProbeError(
             f"a test sample has label {labels_N.max()}, prompt set {anchors.name} has "
