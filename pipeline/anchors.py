@@ -40,6 +40,7 @@ class AnchorsSummary:
     tokens: tuple[int, int]
     class_names: tuple[str, ...]
     examples: tuple[str, ...]  # the first class's texts
+    cuts: tuple[str, ...]  # texts of which a part was embedded: what was, and what of how much
     closest: tuple[ClosePair, ...]  # closest first
 
     def as_mapping(self) -> dict[str, Any]:
@@ -61,6 +62,7 @@ class AnchorsSummary:
                 f"  classes: {', '.join(self.class_names)}",
                 *(f"  template: {template}" for template in self.templates),
                 *(f"  example: {text}" for text in self.examples),
+                *(f"  cut: {text}" for text in self.cuts),
                 *(
                     f"  close: {p.one!r} and {p.other!r}, cosine {p.cosine:.4f}"
                     for p in self.closest
@@ -121,11 +123,18 @@ def show_anchors(cache: Path, name: str, *, pairs: int = 3) -> AnchorsSummary:
         tokens=(int(tokens_AT.min()), int(tokens_AT.max())),
         class_names=names,
         examples=anchors.texts[0],
+        cuts=tuple(_cut_line(anchors, cut) for cut in anchors.cuts),
         closest=tuple(
             ClosePair(names[one], names[other], cosine)
             for one, other, cosine in closest_pairs(anchors.embeddings_AD, pairs)
         ),
     )
+
+
+def _cut_line(anchors: Anchors, cut: Mapping[str, int]) -> str:
+    text = anchors.texts[cut["anchor"]][cut["template"]]
+    kept = int(anchors.token_counts_AT[cut["anchor"], cut["template"]])
+    return f"{text[: cut['kept']]!r} ({kept} of {cut['tokens']} tokens)"
 
 
 def closest_pairs(embeddings_AD: np.ndarray, count: int) -> list[tuple[int, int, float]]:

@@ -286,6 +286,7 @@ def train_student(
 @click.option("--cache", type=_PATH, help="The cache.  [default: the one the run was trained from]")
 @click.option("--shards", multiple=True, metavar="PATTERN", help="[default: those of the run]")
 @click.option("--probes", metavar="A,B", help="[default: those of the run's recipe]")
+@click.option("--zeroshot", metavar="NAME", help="A prompt set of the cache.  [default: the run's]")
 @click.option("--workers", default=0, show_default=True, type=click.IntRange(0), help="Loaders.")
 @_device
 @_json
@@ -294,6 +295,7 @@ def probe(
     cache: Path | None,
     shards: tuple[str, ...],
     probes: str | None,
+    zeroshot: str | None,
     workers: int,
     device: str,
     as_json: bool,
@@ -303,7 +305,15 @@ def probe(
     from pipeline.tables import score_table
 
     chosen = probes.split(",") if probes else None
-    scores = stage_two.probe(run_path, cache, shards, probes=chosen, workers=workers, device=device)
+    scores = stage_two.probe(
+        run_path,
+        cache,
+        shards,
+        probes=chosen,
+        zeroshot=zeroshot,
+        workers=workers,
+        device=device,
+    )
     _emit(scores, as_json, score_table)
 
 

@@ -86,10 +86,14 @@ def probe(
     shard_patterns: Sequence[str],
     *,
     probes: Sequence[str] | None = None,
+    zeroshot: str | None = None,
     workers: int,
     device: str,
 ) -> Scores:
-    """Score a finished run; by default with the cache and the shards that it was trained from."""
+    """Score a finished run; by default with the cache and the shards that it was trained from.
+
+    zeroshot: a prompt set of the cache by its whole name; by default the one that the run names.
+    """
     run = RunDir(run_path)
     recipe = recipe_from(run.read_recipe(), where=f"{run_path}/recipe.yaml")
     chosen = {**to_mapping(recipe.probes), "run": list(probes or recipe.probes.run)}
@@ -111,7 +115,7 @@ def probe(
         shards,
         parse(ProbeOptions, chosen, where="probes"),
         generation=origin["cache"]["generation"],
-        zeroshot_set=origin["prompt_sets"]["zeroshot"],
+        zeroshot_set=zeroshot or origin["prompt_sets"]["zeroshot"],
         input_px=origin["input_px"],
         device=runtime.pick_device(device),
         workers=workers,

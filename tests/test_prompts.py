@@ -1,5 +1,6 @@
 """Prompt files: every class gets its own text, or the file is refused."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import yaml
 
 from pipeline.errors import DataError
 from pipeline.prompt_file import PromptFile, load_prompts
-from pipeline.prompts import prompt_set
+from pipeline.prompts import prompt_set, sampled
 
 
 @pytest.fixture
@@ -97,6 +98,105 @@ def test_templates_may_hold_braces_lines_and_every_field(write: Any, template: s
     item = {"name": "cat", "coarse": "animal", "description": "furry"}
     filled = prompt_set(write(classes=[item], prompt_sets={"plain": [template]}), "plain")
     assert filled.texts == ((template.format(label="cat", coarse="animal", description="furry"),),)
+
+
+def test_several_templates_make_one_averaged_anchor_or_one_each(write: Any) -> None:
+    templates = ["A {label}.", "The {label}."]
+    prompts = write(
+        prompt_sets={"mean": templates, "each": {"templates": templates, "anchors": "separate"}}
+    )
+    mean, each = prompt_set(prompts, "mean"), prompt_set(prompts, "each")
+    assert mean.texts == (("A cat.", "The cat."), ("A dog.", "The dog."))
+    assert mean.labelled
+    assert each.class_names == ("cat", "cat", "dog", "dog")
+    assert each.texts == (("A cat.",), ("The cat.",), ("A dog.",), ("The dog.",))
+    assert each.label_ends == ((5,), (7,), (5,), (7,))
+    assert not each.labelled
+    with pytest.raises(DataError, match="'averaged' or 'separate'"):
+        write(prompt_sets={"each": {"templates": templates, "anchors": "apart"}})
+
+
+def test_a_sample_is_a_function_of_names_and_seed_and_lies_in_the_larger_one(write: Any) -> None:
+    names = [f"class {i}" for i in range(40)]
+    whole = prompt_set(write(classes=classes(*names)), "plain")
+    few, more = sampled(whole, 5, seed=1), sampled(whole, 12, seed=1)
+    assert few.name == "pets-plain.5of40-seed1"
+    assert set(few.class_names) < set(more.class_names) < set(names)
+    assert list(more.class_names) == sorted(more.class_names, key=names.index)
+    assert few.texts == tuple((f"A photo of a {name}.",) for name in few.class_names)
+    assert not few.labelled
+    turned = prompt_set(write(classes=classes(*reversed(names))), "plain")
+    assert set(sampled(turned, 5, seed=1).class_names) == set(few.class_names)
+    assert set(sampled(whole, 5, seed=2).class_names) != set(few.class_names)
+    drawn = {name for seed in range(60) for name in sampled(whole, 5, seed=seed).class_names}
+    assert drawn == set(names)
+    for count in (0, 40, 41):
+        assert "takes 1 to 39 of its 40 classes" in refusal(sampled, whole, count, 0)
+
+
+def test_a_sample_of_separate_anchors_keeps_a_class_whole(write: Any) -> None:
+    sets = {"each": {"templates": ["A {label}.", "The {label}."], "anchors": "separate"}}
+    whole = prompt_set(write(classes=classes("cat", "dog", "cow"), prompt_sets=sets), "each")
+    part = sampled(whole, 2, 0)
+    assert len(part.texts) == 4
+    assert part.class_names[0] == part.class_names[1] != part.class_names[2]
+
+
+# --- descriptions of one's own -------------------------------------------------------------------
+
+
+@pytest.fixture
+def described(write: Any, tmp_path: Path) -> Any:
+    """Load the file with descriptions from another one."""
+    write(
+        classes=[{"name": "cat", "description": "ours"}, {"name": "dog", "description": "ours"}],
+        prompt_sets={"plain": ["A {label}."], "cpa": ["A {label}. {description}."]},
+    )
+
+    def load(content: Any, name: str = "wikipedia.yaml") -> PromptFile:
+        path = tmp_path / name
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        return load_prompts(str(tmp_path / "pets.yaml"), str(path))
+
+    return load
+
+
+@pytest.mark.parametrize("name", ["wikipedia.yaml", "wikipedia.json"])
+def test_other_descriptions_take_the_place_of_the_files_own_under_another_name(
+    described: Any, name: str
+) -> None:
+    prompts = described({"dog": "It barks.", "cat": "It purrs."}, name)
+    assert set(prompts.prompt_sets) == {"plain", "cpa.wikipedia"}
+    found = prompt_set(prompts, "cpa.wikipedia")
+    assert found.name == "pets-cpa.wikipedia"
+    assert found.texts == (("A cat. It purrs.",), ("A dog. It barks.",))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"cat": "x", "dgo": "y"}, "no class is called 'dgo'; did you mean 'dog'?"),
+        ({"cat": "x"}, "describes 1 of 2 classes of pets; it lacks 'dog'"),
+        ({"cat": "x", "dog": 3}, "'dog'"),
+        ({"cat": "x", "dog": "a <end_of_text> b"}, "the tokenizer's own"),
+        ({"cat": "x", "dog": " "}, "which 'dog' lacks"),
+        (["cat"], "expected a mapping"),
+        ("{", "cannot read"),
+    ],
+)
+def test_descriptions_that_do_not_fit_are_refused(described: Any, content: Any, words: str) -> None:
+    with pytest.raises(DataError) as caught:
+        prompt_set(described(content, "own.json"), "cpa.own")
+    assert words in str(caught.value)
+
+
+def test_missing_descriptions_and_names_that_no_set_can_have_are_told(
+    described: Any, tmp_path: Path
+) -> None:
+    missing = str(tmp_path / "none.yaml")
+    described({"cat": "x", "dog": "y"})
+    assert "none.yaml" in refusal(load_prompts, str(tmp_path / "pets.yaml"), missing)
+    assert "names a prompt set" in refusal(described, {"cat": "x", "dog": "y"}, "my own.json")
 
 
 # --- files that are refused ----------------------------------------------------------------------

@@ -10,8 +10,8 @@ import yaml
 
 from pipeline.cache.reader import TargetCache, read_anchors
 from pipeline.errors import CacheError, CacheMismatchError, DataError, TeacherError
-from pipeline.prompts import load_sets
-from pipeline.texts import add_anchors
+from pipeline.prompts import load_sets, sampled
+from pipeline.texts import add_anchors, remove_anchors
 from tests.inputs import build, make_teacher
 from tests.runs import held_elsewhere
 from tests.trees import tree_digests, tree_stamps
@@ -210,3 +210,58 @@ def test_the_longest_text_that_fits_is_taken(cache_copy: Path, tmp_path: Path) -
 def test_an_unknown_set_is_told_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="did you mean 'plain'"):
         load_sets(prompt_file(tmp_path), ["plane"])
+
+
+# --- sets beside each other ----------------------------------------------------------------------
+
+
+def test_a_set_is_removed_and_nothing_else(cache_copy: Path, tmp_path: Path) -> None:
+    before = tree_digests(cache_copy)
+    add_anchors(cache_copy, load_sets(prompt_file(tmp_path)), device="cpu")
+    remove_anchors(cache_copy, "more-plain")
+    assert tree_digests(cache_copy) == before
+    with pytest.raises(CacheError, match=r"no anchors 'more-plain': .*shapes-plain"):
+        remove_anchors(cache_copy, "more-plain")
+
+
+def test_a_sample_and_separate_anchors_are_embedded_as_parts_of_the_whole(
+    cache_copy: Path, tmp_path: Path
+) -> None:
+    file = Path(prompt_file(tmp_path, one=["A {label}."], two=["The {label}."]))
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    content["prompt_sets"]["each"] = {
+        "templates": ["A {label}.", "The {label}."],
+        "anchors": "separate",
+    }
+    file.write_text(yaml.safe_dump(content), encoding="utf-8")
+    sets = load_sets(str(file), ["one", "two", "each"])
+    add_anchors(cache_copy, [*sets, sampled(sets[0], 2, seed=0)], device="cpu")
+    one, two, each, part = (
+        read_anchors(cache_copy, f"more-{name}")
+        for name in ("one", "two", "each", "one.2of3-seed0")
+    )
+    np.testing.assert_allclose(each.embeddings_AD[0::2], one.embeddings_AD, atol=1e-6)
+    np.testing.assert_allclose(each.embeddings_AD[1::2], two.embeddings_AD, atol=1e-6)
+    rows = [one.class_names.index(name) for name in part.class_names]
+    np.testing.assert_allclose(part.embeddings_AD, one.embeddings_AD[rows], atol=1e-6)
+    assert (one.labelled, each.labelled, part.labelled) == (True, False, False)
+    assert len(part.class_names) == 2
+
+
+def test_anchors_are_those_of_open_clips_own_zero_shot_classifier(
+    cache_copy: Path, tmp_path: Path, teacher_dir: Path
+) -> None:
+    import open_clip
+    import torch
+
+    templates = [lambda c: f"a photo of a {c}.", lambda c: f"a bad photo of the {c}!", str.upper]
+    names = [f"thing {i}" for i in range(300)]  # more than one batch of texts
+    sets = ["a photo of a {label}.", "a bad photo of the {label}!", "{label}"]
+    add_anchors(cache_copy, load_sets(prompt_file(tmp_path, *names, plain=sets)), device="cpu")
+    model, _ = open_clip.create_model_from_pretrained(f"local-dir:{teacher_dir}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{teacher_dir}")
+    model.eval()
+    with torch.inference_mode():
+        wanted_DA = open_clip.build_zero_shot_classifier(model, tokenizer, names, templates)
+    found_AD = read_anchors(cache_copy, "more-plain").embeddings_AD
+    np.testing.assert_allclose(found_AD, wanted_DA.T.numpy(), atol=1e-6)
