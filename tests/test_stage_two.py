@@ -201,7 +201,7 @@ class TestRefusals:
         """Caching accepts them: only stage two gives a label a meaning."""
         two_classes = self.edit(recipe_file, tmp_path, lambda p: p["classes"].pop())
         cache = build(tmp_path / "cache", shards_dir, two_classes)
-        with pytest.raises(DataError, match=r"label 2, prompt set shapes-context names 2 classes"):
+        with pytest.raises(DataError, match=r"label 2, prompt set shapes-plain names 2 classes"):
             train(small_recipe(two_classes), cache, shards_dir, tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
