@@ -17,10 +17,13 @@ STAMP  := .venv/.installed
 SEAL   := $(CACHE)/index/000000/seal.json
 INPUTS := $(STAMP)
 
-# The digits recipe brings its data and its teacher; any other expects DATA and a teacher that loads.
-ifeq ($(RECIPE),digits)
-INPUTS  += data/teachers/digits/open_clip_config.json
+# These recipes bring their data and their teacher; any other expects DATA and a teacher that loads.
+ifneq ($(filter $(RECIPE),digits fashion-mnist),)
+INPUTS  += data/teachers/$(RECIPE)/open_clip_config.json
 endif
+
+# Where Fashion-MNIST's files lie, if not to be downloaded: Debian has them as a package.
+FASHION_MNIST ?= $(wildcard /usr/share/datasets/fashion-mnist)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test test-slow test-faults bench lint teacher-cache train-student probe clean
@@ -75,5 +78,10 @@ $(SEAL): | $(INPUTS)
 data/shards/digits/train-000000.tar: | $(STAMP)
 	$(BIN)/beamclip data digits --out $(@D)
 
-data/teachers/digits/open_clip_config.json: | data/shards/digits/train-000000.tar
-	$(BIN)/beamclip teacher tiny --shards data/shards/digits --prompts digits --to $(@D)
+data/shards/fashion-mnist/train-000000.tar: | $(STAMP)
+	$(BIN)/beamclip data fashion-mnist --out $(@D) --per-shard 10000 $(addprefix --from ,$(FASHION_MNIST))
+
+data/teachers/digits/open_clip_config.json: EPOCHS := 15
+data/teachers/fashion-mnist/open_clip_config.json: EPOCHS := 2
+data/teachers/%/open_clip_config.json: | data/shards/%/train-000000.tar
+	$(BIN)/beamclip teacher tiny --shards data/shards/$* --prompts $* --to $(@D) --epochs $(EPOCHS)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import Row, row
-from pipeline.datasets import write_digits
+from pipeline.datasets.known import write_known
 from pipeline.prompt_file import load_prompts
 from pipeline.shards import find_shards
 from pipeline.tiny import TinyOptions, train_tiny_teacher
@@ -83,7 +83,7 @@ def measure(folder: Path, units: int, repeats: int) -> dict[str, Any]:
 
 def _stage_one(folder: Path, units: int) -> list[str]:
     """Write shards, teacher and recipe; return the command that makes the cache of them."""
-    write_digits(folder / "digits", per_shard=SAMPLES_PER_SHARD)
+    write_known("digits", folder / "digits", per_shard=SAMPLES_PER_SHARD)
     found = find_shards([str(folder / "digits")])
     train = [shard for shard in found if shard.split == "train"][: 2 * units // 5]
     test = [shard for shard in found if shard.split == "test"][: units - 2 * len(train)]

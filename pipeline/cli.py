@@ -15,6 +15,7 @@ import click
 from pipeline import __version__
 from pipeline.cli_anchors import anchors
 from pipeline.cli_cache import cache
+from pipeline.cli_data import data
 from pipeline.cli_options import PATH as _PATH
 from pipeline.cli_options import allow_option as _allow
 from pipeline.cli_options import device_option as _device
@@ -81,35 +82,6 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     # Threads that spin while they wait slow a neighbour down up to tenfold.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
-@main.group()
-def data() -> None:
-    """Write datasets as WebDataset shards."""
-
-
-@data.command("digits")
-@click.option("--out", type=_PATH, required=True, help="Folder for the shards.")
-@click.option("--per-shard", default=300, show_default=True, type=click.IntRange(1))
-@_json
-def data_digits(out: Path, per_shard: int, as_json: bool) -> None:
-    """scikit-learn's bundled digits: 1,257 train and 540 test images, no download."""
-    from pipeline.datasets import write_digits
-
-    _print_shards(write_digits(out, per_shard=per_shard), as_json)
-
-
-@data.command("folder")
-@click.argument("source", type=_PATH)
-@click.option("--out", type=_PATH, required=True, help="Folder for the shards.")
-@click.option("--per-shard", default=1000, show_default=True, type=click.IntRange(1))
-@click.option("--holdout", default=0.0, show_default=True, help="Share of images for test.")
-@_json
-def data_folder(source: Path, out: Path, per_shard: int, holdout: float, as_json: bool) -> None:
-    """Any folder of images; class sub-folders and train/val/test folders are understood."""
-    from pipeline.datasets import write_folder
-
-    _print_shards(write_folder(source, out, per_shard=per_shard, holdout=holdout), as_json)
 
 
 @main.group()
@@ -327,13 +299,9 @@ def _place(**options: Any) -> Any:
         raise click.UsageError(str(error)) from None
 
 
-def _print_shards(paths: list[Path], as_json: bool) -> None:
-    names = [str(path) for path in paths]
-    _emit({"shards": names}, as_json, lambda _: f"{len(names)} shards in {paths[0].parent}")
-
-
 main.add_command(anchors)
 main.add_command(cache)
+main.add_command(data)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ _LIBRARIES = (
     "zarr",
 )
 _METER_SECONDS = 0.5
-_COUNT = "{task.completed:,}/{task.total:,} {task.fields[unit]}"
+_COUNT = "{task.completed:,}/{task.fields[whole]} {task.fields[unit]}"
 
 
 def pick_device(name: str) -> "torch.device":
@@ -99,7 +99,7 @@ def git_commit() -> str | None:
 
 
 @contextlib.contextmanager
-def progress(title: str, total: int, unit: str | None) -> Iterator[Advance]:
+def progress(title: str, total: int | None, unit: str | None) -> Iterator[Advance]:
     """Show a bar with rate and time left on a terminal; yield the function that moves it.
 
     unit: what is counted, or None to show a percentage alone. Silent where stderr is no terminal.
@@ -118,7 +118,8 @@ def progress(title: str, total: int, unit: str | None) -> Iterator[Advance]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=total, unit=unit, rate="")
+        whole = "?" if total is None else f"{total:,}"
+        task = bar.add_task(title, total=total, unit=unit, whole=whole, rate="")
 
         def advance(count: int, note: str = "") -> None:
             speed = bar.tasks[0].speed

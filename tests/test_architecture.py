@@ -19,7 +19,11 @@ LEVELS = (
     {"tar", "patterns", "cluster", "dispatch", "cli_options", "teacher_folder"},
     {"templates", "cutting", "ambiguity"},
     {"schedule", "shards", "runtime", "rundir", "teacher", "students", "losses", "ema"},
-    {"engine", "photometry", "decode", "cache.layout", "cache.scratch", "datasets"},
+    {"engine", "photometry", "decode", "cache.layout", "cache.scratch"},
+    {"datasets.sets", "datasets.pixels"},
+    {"datasets.archives", "datasets.publish"},
+    {"datasets.digits", "datasets.folder", "datasets.vision"},
+    {"datasets.known"},
     {"prompt_file"},
     {"prompts"},
     {"views", "cache.reader", "cache.writer", "audit.arrays"},
@@ -42,10 +46,10 @@ LEVELS = (
     {"embed"},
     {"recipe", "audit.info", "audit.live"},
     {"stage_two", "tables", "plan", "audit.reembed", "audit.repair"},
-    {"cli_anchors", "cli_cache"},
+    {"cli_anchors", "cli_cache", "cli_data"},
     {"cli"},
 )
-UNLEVELLED = {"", "cache", "audit"}  # empty packages: a docstring and nothing else
+UNLEVELLED = {"", "cache", "audit", "datasets"}  # empty packages: a docstring and nothing else
 
 
 def module_name(path: Path) -> str:

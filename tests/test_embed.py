@@ -299,7 +299,7 @@ def test_prompts_that_the_teacher_would_cut_are_an_error(
     prompts = tmp_path / "long.yaml"
     text = recipe_file.with_name("shapes-prompts.yaml").read_text(encoding="utf-8")
     prompts.write_text(text.replace("A drawing of a", "very " * 40), encoding="utf-8")
-    with pytest.raises(DataError, match="tokens, the teacher reads 32"):
+    with pytest.raises(DataError, match="name, the teacher reads 32"):
         build(tmp_path / "cache", shards_dir, recipe_file, f"prompts.file={prompts}")
 
 

@@ -1,64 +1,29 @@
-"""Writes known datasets, or a folder of images, as WebDataset shards."""
+"""Any folder of images: sub-folders are classes, folders named like splits are splits."""
 
-import contextlib
-import io
 import json
 import logging
 import os
-import shutil
-import uuid
 from collections.abc import Iterator, Mapping
-from hashlib import blake2b
+from functools import partial
 from pathlib import Path
 
-from pipeline import durable, runtime
+from pipeline.datasets.publish import key_hash
+from pipeline.datasets.sets import Dataset, Pairs, Split
 from pipeline.errors import DataError
 from pipeline.patterns import SPLITS
-from pipeline.shards import IMAGE_EXTENSIONS, write_shards
+from pipeline.shards import IMAGE_EXTENSIONS
 
 _log = logging.getLogger(__name__)
-_NUM_DIGITS_TEST = 540
-_DIGITS_PX = 32
-
-Pairs = Iterator[tuple[str, Mapping[str, bytes]]]
 
 
-def write_digits(out: Path, *, per_shard: int = 300) -> list[Path]:
-    """Write scikit-learn's bundled digits: 1,257 train and 540 test images, 32 px PNG.
-
-    The scans are 8x8 with 17 grey levels; they are enlarged so that a crop has somewhere to move.
-    The split is fixed: the 540 samples whose index hashes lowest are the test set.
-    """
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    order = sorted(range(len(digits.target)), key=lambda i: blake2b(str(i).encode()).digest())
-    chosen = {
-        "test": sorted(order[:_NUM_DIGITS_TEST]),
-        "train": sorted(order[_NUM_DIGITS_TEST:]),
-    }
-    paths: list[Path] = []
-    with _published(out) as folder:
-        for split, indices in chosen.items():
-            pairs = (
-                (f"{i:06d}", {"png": _digit_png(digits.images[i]), "cls": b"%d" % digits.target[i]})
-                for i in indices
-            )
-            paths += write_shards(pairs, folder, split, per_shard=per_shard)
-    return [out / path.name for path in paths]
-
-
-def write_folder(
-    source: Path, out: Path, *, per_shard: int = 1000, holdout: float = 0.0
-) -> list[Path]:
-    """Write a folder of images as shards, their bytes unchanged, in the order of their paths.
+def image_folder(source: Path, *, holdout: float = 0.0) -> Dataset:
+    """Return a folder of images, their bytes unchanged, in the order of their paths.
 
     Folders named train, val or test in `source` are splits, and then hold every image; otherwise
     everything is train, but for the share `holdout` that goes to test, chosen by a hash of the
     path. Where every image lies in a sub-folder, these are classes: each sample gets `.cls`, and
     `classes.txt` names them in order. Names that begin with a dot are passed over. Each sample's
-    `.json` holds its path. `out` appears when all is written. Raises DataError if a split has
-    nothing to write.
+    `.json` holds its path. Raises DataError if a split has nothing to write.
     """
     if not source.is_dir():
         raise DataError(f"{source} is no folder; expected a folder of images")
@@ -66,48 +31,13 @@ def write_folder(
         raise DataError(f"--holdout is a share of the images, 0 to below 1, not {holdout}")
     files = _files_by_split(source, holdout)
     classes = _classes(files)
-    paths: list[Path] = []
-    total = sum(map(len, files.values()))
-    with _published(out) as folder, runtime.progress("writing shards", total, "images") as advance:
-        for split, pairs in files.items():
-            stream = _folder_samples(pairs, classes, advance)
-            paths += write_shards(stream, folder, split, per_shard=per_shard)
-        if classes:
-            (folder / "classes.txt").write_bytes(os.fsencode("\n".join(classes) + "\n"))
-    return [out / path.name for path in paths]
-
-
-def _digit_png(scan) -> bytes:  # type: ignore[no-untyped-def]
-    """Enlarge one 8x8 scan of levels 0 to 16 to a grey PNG."""
-    import numpy as np
-    from PIL import Image
-
-    grey = np.rint(scan * (255 / 16)).astype(np.uint8)
-    image = Image.fromarray(grey).resize((_DIGITS_PX, _DIGITS_PX), Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-@contextlib.contextmanager
-def _published(out: Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `out` at the end; refuse to mix with what is there."""
-    if found := sorted(out.glob("*.tar")):
-        raise DataError(
-            f"{out} already holds {len(found)} shards ({found[0].name}, ...): remove it"
-        )
-    if out.is_dir() and any(out.iterdir()):
-        raise DataError(f"{out} is not empty: name a new folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.parent / f".{out.name}.{uuid.uuid4().hex}.tmp"
-    temporary.mkdir()
-    try:
-        yield temporary
-        if out.is_dir():
-            out.rmdir()
-        durable.publish_folder(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    return Dataset(
+        tuple(
+            Split(split, partial(_samples, pairs, classes), len(pairs))
+            for split, pairs in files.items()
+        ),
+        classes=tuple(classes),
+    )
 
 
 def _files_by_split(source: Path, holdout: float) -> dict[str, list[tuple[Path, str]]]:
@@ -135,8 +65,8 @@ def _files_by_split(source: Path, holdout: float) -> dict[str, list[tuple[Path, 
 def _held_out(images: list[tuple[Path, str]], holdout: float) -> dict[str, list[tuple[Path, str]]]:
     cut = int(holdout * 2**64)
     found = {
-        "train": [pair for pair in images if _path_hash(pair[1]) >= cut],
-        "test": [pair for pair in images if _path_hash(pair[1]) < cut],
+        "train": [pair for pair in images if key_hash(pair[1]) >= cut],
+        "test": [pair for pair in images if key_hash(pair[1]) < cut],
     }
     if empty := [split for split, pairs in found.items() if not pairs]:
         raise DataError(f"--holdout {holdout} of {len(images)} images leaves {empty[0]} empty")
@@ -166,11 +96,6 @@ def _files_below(root: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
             yield path
 
 
-def _path_hash(path: str) -> int:
-    digest = blake2b(path.encode("utf-8", "surrogateescape"), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
-
-
 def _classes(files: Mapping[str, list[tuple[Path, str]]]) -> list[str]:
     """Return the first-level folder names in order, or none if any image lies outside one."""
     paths = [path for pairs in files.values() for _, path in pairs]
@@ -188,9 +113,7 @@ def _classes(files: Mapping[str, list[tuple[Path, str]]]) -> list[str]:
     return classes
 
 
-def _folder_samples(
-    pairs: list[tuple[Path, str]], classes: list[str], advance: runtime.Advance
-) -> Pairs:
+def _samples(pairs: list[tuple[Path, str]], classes: list[str]) -> Pairs:
     numbers = {name: number for number, name in enumerate(classes)}
     for ordinal, (file, path) in enumerate(pairs):
         members = {file.suffix[1:].lower(): file.read_bytes()}
@@ -198,4 +121,3 @@ def _folder_samples(
         if classes:
             members["cls"] = str(numbers[path.split("/", 1)[0]]).encode()
         yield f"{ordinal:09d}", members
-        advance(1)

@@ -1,31 +1,23 @@
-"""Datasets become shards: complete, deterministic, bytes unchanged."""
+"""A folder of images becomes shards: complete, deterministic, bytes unchanged."""
 
 import json
 import logging
-from hashlib import sha256
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from pipeline.datasets import write_digits, write_folder
-from pipeline.decode import DecodePolicy, decode
+from pipeline.datasets.folder import image_folder
+from pipeline.datasets.publish import write_dataset
 from pipeline.errors import DataError
-from pipeline.shards import Sample, find_shards
+from pipeline.shards import Sample
+from tests.datasets.written import digests, read
 from tests.inputs import encode, square
-from tests.tars import read_all
 
 
-def read(folder: Path) -> dict[str, list[Sample]]:
-    """Return the samples of each split."""
-    samples: dict[str, list[Sample]] = {}
-    for shard in find_shards([str(folder)]):
-        samples.setdefault(shard.split, []).extend(read_all(shard))
-    return samples
-
-
-def digests(paths: list[Path]) -> list[str]:
-    return [f"{path.name} {sha256(path.read_bytes()).hexdigest()}" for path in paths]
+def write_folder(
+    source: Path, out: Path, *, per_shard: int = 1000, holdout: float = 0.0
+) -> list[Path]:
+    return write_dataset(image_folder(source, holdout=holdout), out, per_shard=per_shard).shards
 
 
 def paths_of(samples: list[Sample]) -> list[str]:
@@ -43,13 +35,6 @@ def refusal(source: Path, out: Path, holdout: float = 0.0) -> str:
     return str(caught.value)
 
 
-@pytest.fixture(scope="module")
-def digits_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("digits")
-    write_digits(folder)
-    return folder
-
-
 def fill(folder: Path, *names: str) -> Path:
     """Put a different image at each path."""
     for number, name in enumerate(names):
@@ -61,57 +46,6 @@ def fill(folder: Path, *names: str) -> Path:
 
 
 PETS = ("cat/1.png", "cat/2.JPG", "cat/old/3.jpeg", "ant/1.webp", "dog/1.png", "dog/10.png")
-
-
-DIGITS_TEST_KEYS = "5608f0d35a21e6b45d75115c89a7c22cc1c9b0fb6509d3fe315ff9b91cb41833"
-
-# --- digits --------------------------------------------------------------------------------------
-
-
-def test_digits_are_all_there_once(digits_dir: Path) -> None:
-    samples = read(digits_dir)
-    assert {split: len(found) for split, found in samples.items()} == {"train": 1257, "test": 540}
-    indices = [int(sample.key) for found in samples.values() for sample in found]
-    assert sorted(indices) == list(range(1797))
-    assert len(list(digits_dir.glob("*"))) == 5 + 2
-
-
-def test_digits_labels_and_pixels_are_scikit_learns(digits_dir: Path) -> None:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    for sample in [sample for found in read(digits_dir).values() for sample in found]:
-        index = int(sample.key)
-        assert sample.label() == digits.target[index]
-        pixels = decode(sample.image().content, DecodePolicy())
-        assert pixels.shape == (32, 32, 3)
-        assert (pixels == pixels[:, :, :1]).all()
-        blocks = pixels[:, :, 0].reshape(8, 4, 8, 4).mean((1, 3))
-        assert np.abs(blocks - digits.images[index] * (255 / 16)).max() < 80  # of 255
-
-
-def test_digits_split_is_fixed(digits_dir: Path) -> None:
-    """Scores of two versions of this project are of the same test images."""
-    keys = " ".join(sample.key for sample in read(digits_dir)["test"])
-    assert sha256(keys.encode()).hexdigest() == DIGITS_TEST_KEYS
-
-
-def test_every_digit_is_in_both_splits(digits_dir: Path) -> None:
-    for found in read(digits_dir).values():
-        assert np.bincount(labels_of(found)).min() > len(found) / 15
-
-
-def test_digits_written_twice_are_the_same_bytes(digits_dir: Path, tmp_path: Path) -> None:
-    assert digests(write_digits(tmp_path)) == digests(
-        sorted(digits_dir.glob("test*")) + sorted(digits_dir.glob("train*"))
-    )
-
-
-def test_digits_are_not_mixed_with_other_shards(digits_dir: Path) -> None:
-    before = digests(sorted(digits_dir.iterdir()))
-    with pytest.raises(DataError, match="already holds 7 shards"):
-        write_digits(digits_dir)
-    assert digests(sorted(digits_dir.iterdir())) == before
 
 
 # --- folders -------------------------------------------------------------------------------------

@@ -1,0 +1,72 @@
+"""The datasets that have a name: one entry makes a command `beamclip data NAME`."""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.datasets import vision
+from pipeline.datasets.digits import digits
+from pipeline.datasets.publish import Written, write_dataset
+from pipeline.datasets.sets import Dataset, Place
+
+
+@dataclass(frozen=True)
+class Known:
+    """One dataset: how it is opened, and what its command says of it.
+
+    open: (place, **options) -> Dataset. options: those of its own, by name, with their help; a flag
+    if it is a bool. per_shard: samples in one shard, by default.
+    """
+
+    open: Callable[..., Dataset]
+    about: str
+    per_shard: int = 1000
+    options: Mapping[str, tuple[Any, str]] | None = None
+
+
+DATASETS: Mapping[str, Known] = {
+    "digits": Known(
+        lambda place: digits(),
+        "scikit-learn's bundled digits: 1,257 train and 540 test images, no download.",
+        per_shard=300,
+    ),
+    "cifar10": Known(vision.cifar10, "CIFAR-10: 50,000 train and 10,000 test images of 32 px."),
+    "cifar100": Known(vision.cifar100, "CIFAR-100: 50,000 train and 10,000 test images of 32 px."),
+    "stl10": Known(
+        vision.stl10,
+        "STL-10: 5,000 train, 100,000 unlabelled and 8,000 test images of 96 px.",
+        options={"unlabelled": (True, "Write the 100,000 images without labels too.")},
+    ),
+    "flowers102": Known(
+        vision.flowers102, "Oxford 102 Flowers: 1,020 train, 1,020 val and 6,149 test images."
+    ),
+    "pets37": Known(vision.pets37, "Oxford-IIIT Pets: 3,680 train and 3,669 test images."),
+    "fashion-mnist": Known(
+        vision.fashion_mnist, "Fashion-MNIST: 60,000 train and 10,000 test grey images of 28 px."
+    ),
+}
+
+
+def write_known(
+    name: str,
+    out: Path,
+    *,
+    source: Path | None = None,
+    per_shard: int | None = None,
+    max_px: int | None = None,
+    val: float = 0.0,
+    **options: Any,
+) -> Written:
+    """Write the dataset of that name; see `write_dataset`. Raises DataError.
+
+    source: the folder with its official files; without it they are downloaded where that can be
+    done. options: those of the dataset's own.
+    """
+    known = DATASETS[name]
+    with tempfile.TemporaryDirectory(prefix="beamclip-") as scratch:
+        dataset = known.open(Place(source, Path(scratch)), **options)
+        return write_dataset(
+            dataset, out, per_shard=per_shard or known.per_shard, max_px=max_px, val=val
+        )
