@@ -6,6 +6,7 @@ is asked for, never a whole member that nobody reads.
 """
 
 import hashlib
+import math
 import tarfile
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -43,11 +44,12 @@ class Entry:
 
 
 def walk_tar(
-    where: str, file: Readable, size_bytes: int, digest: "hashlib._Hash | None" = None
+    where: str, file: Readable, size_bytes: int | None, digest: "hashlib._Hash | None" = None
 ) -> Iterator[Entry]:
     """Yield every regular file; raises ShardError unless all is in order up to the last byte.
 
-    where: names the tar in messages. size_bytes: of the tar, as its folder or store tells it.
+    where: names the tar in messages. size_bytes: of the tar, as its folder or store tells it; None
+    where nobody can tell, as of a compressed one.
     digest: is fed every byte, also of what is not read.
     """
     walk = _Walk(where, file, size_bytes, digest)
@@ -78,7 +80,7 @@ class _Walk:
     """Reads blocks of a tar, counting and hashing what it reads."""
 
     def __init__(
-        self, where: str, file: Readable, size_bytes: int, digest: "hashlib._Hash | None"
+        self, where: str, file: Readable, size_bytes: int | None, digest: "hashlib._Hash | None"
     ) -> None:
         self.where, self.file, self.size_bytes, self.digest = where, file, size_bytes, digest
         self.position = 0
@@ -93,7 +95,7 @@ class _Walk:
         """Refuse a member that is no file, or that claims more than the tar or the memory has."""
         if kind not in (*_REGULAR, *_NAMES_NEXT, *_IGNORED, tarfile.DIRTYPE):
             raise self.fault(f"member {name[:200]!r} is no regular file (type {kind!r})")
-        left = self.size_bytes - self.position
+        left = math.inf if self.size_bytes is None else self.size_bytes - self.position
         if not 0 <= size <= left:
             raise self.fault(f"member {name[:200]!r} claims {size} bytes of the {left} that follow")
         if kind in (*_NAMES_NEXT, *_IGNORED) and size > MAX_HEADER_BYTES:
@@ -146,7 +148,7 @@ class _Walk:
         while rest := self._next(_READ_BYTES):
             if any(rest):
                 raise self.fault("data after the end of the archive")
-        if self.position != self.size_bytes:
+        if self.size_bytes is not None and self.position != self.size_bytes:
             raise self.fault(f"{self.position} bytes came of {self.size_bytes}")
         return None
 

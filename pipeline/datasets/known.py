@@ -3,10 +3,12 @@
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.datasets import vision
+from pipeline.datasets import captions, imagenet, vision
+from pipeline.datasets.benchmark import benchmark_folder
 from pipeline.datasets.digits import digits
 from pipeline.datasets.publish import Written, write_dataset
 from pipeline.datasets.sets import Dataset, Place
@@ -45,6 +47,27 @@ DATASETS: Mapping[str, Known] = {
     "pets37": Known(vision.pets37, "Oxford-IIIT Pets: 3,680 train and 3,669 test images."),
     "fashion-mnist": Known(
         vision.fashion_mnist, "Fashion-MNIST: 60,000 train and 10,000 test grey images of 28 px."
+    ),
+    "imagenet-1k": Known(
+        imagenet.imagenet1k, "ImageNet-1K: 1,281,167 train images; 50,000 of validation as test."
+    ),
+    "imagenet-21k": Known(
+        imagenet.imagenet21k,
+        "ImageNet-21K, fall 2011 or winter 2021, all of it train; no image twice.",
+        options={"exclude_synsets": (None, "imagenet-1k, or a file of ids, one a line.")},
+    ),
+    "cc3m": Known(captions.img2dataset, "Conceptual Captions 3M, as img2dataset wrote it."),
+    "cc12m": Known(captions.img2dataset, "Conceptual Captions 12M, as img2dataset wrote it."),
+    "coco": Known(
+        partial(captions.karpathy, name="dataset_coco"),
+        "COCO captions by Karpathy's splits: 113,287 train, 5,000 val and 5,000 test images.",
+    ),
+    "flickr30k": Known(
+        partial(captions.karpathy, name="dataset_flickr30k"),
+        "Flickr30k captions by Karpathy's splits: 29,000 train, 1,014 val and 1,000 test images.",
+    ),
+    "clip-benchmark": Known(
+        benchmark_folder, "Any WebDataset folder as CLIP-benchmark has them, with its prompts."
     ),
 }
 
