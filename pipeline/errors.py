@@ -22,6 +22,10 @@ class DataError(BeamclipError):
     """A source of data (a folder, a prompt file) is missing or not as expected."""
 
 
+class LibraryError(DataError):
+    """Prompts or data are to be read from a library that is not installed."""
+
+
 class TeacherError(BeamclipError):
     """A teacher cannot be loaded exactly as named."""
 

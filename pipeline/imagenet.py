@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.errors import DataError
+from pipeline.errors import LibraryError
 
 
 def synsets(subset: str = "imagenet-1k") -> tuple[str, ...]:
@@ -55,5 +55,5 @@ def _open_clip() -> Any:
     return open_clip
 
 
-def _missing(package: str) -> DataError:
-    return DataError(f"ImageNet's classes are read from {package}, which is not installed")
+def _missing(package: str) -> LibraryError:
+    return LibraryError(f"ImageNet's classes are read from {package}, which is not installed")

@@ -4,13 +4,14 @@ import json
 import logging
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pipeline import storage
 from pipeline.errors import DataError, RecipeError
+from pipeline.library_prompts import written_out
 from pipeline.options import nearest, options, parse
 from pipeline.shards import Shard
 from pipeline.templates import as_read, check_marks, fields_of
@@ -58,7 +59,8 @@ class PromptFile:
 
 
 def load_prompts(file: str, descriptions: str | None = None) -> PromptFile:
-    """Read and check a prompt file by name ("digits") or path; raises DataError.
+    """Read and check a prompt file by name ("digits") or path; raises DataError, and of that
+    LibraryError if its names are to be read from a library that is not installed.
 
     descriptions: a YAML or JSON file, {class name: description}, that takes the place of the file's
     own; the sets that use them get its name, as in `cpa.wikipedia`.
@@ -66,7 +68,7 @@ def load_prompts(file: str, descriptions: str | None = None) -> PromptFile:
     path = _find(file)
     where = f"prompt file {path}"
     try:
-        prompts = parse(PromptFile, _plain(read_yaml(path, where=where)), where=where)
+        prompts = parse(PromptFile, written_out(read_yaml(path, where=where)), where=where)
     except RecipeError as error:
         raise DataError(str(error)) from None
     _check(path, prompts)
@@ -110,15 +112,6 @@ def _find(file: str) -> Path:
             f"no prompt file {file!r}: {nearest(file, known)}; or give the path of a .yaml file"
         )
     return known[file]
-
-
-def _plain(content: Any) -> Any:
-    """Write out what the file says in short: a set that is a list is one of averaged templates."""
-    sets = content.get("prompt_sets") if isinstance(content, Mapping) else None
-    if not isinstance(sets, Mapping):
-        return content
-    written = {k: {"templates": v} if isinstance(v, list) else v for k, v in sets.items()}
-    return {**content, "prompt_sets": written}
 
 
 def _check(path: Path, prompts: PromptFile) -> None:

@@ -1,5 +1,6 @@
 """Runs stage two by a recipe: opens the cache, checks that it is the recipe's, trains, probes."""
 
+import logging
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from pipeline.anchors import cached_anchors, check_labels, named_anchors
 from pipeline.batches import TrainingBatches, check_cache
 from pipeline.cache import layout
 from pipeline.cache.reader import Anchors, TargetCache, read_manifest
-from pipeline.errors import CacheMismatchError
+from pipeline.errors import CacheMismatchError, LibraryError
 from pipeline.evaluate import Scores, evaluate_run
 from pipeline.losses import resolve_tau
 from pipeline.options import differences, parse, to_mapping
@@ -25,6 +26,8 @@ from pipeline.shards import Shard, find_shards, shards_at
 from pipeline.students import Student, build_student, load_weights
 from pipeline.teacher import LOCAL_DIR
 from pipeline.train import train_student
+
+_log = logging.getLogger(__name__)
 
 
 def train(
@@ -150,17 +153,31 @@ def _prompt_sets(
     spec: PromptOptions, cache: TargetCache, shards: Sequence[Shard]
 ) -> dict[str, Anchors]:
     """Return the cached anchors by their use, held against the prompt file if they are its own."""
-    prompts = load_prompts(spec.file, spec.descriptions)
-    check_class_order(prompts, shards)
+    prompts = _readable_prompts(spec)
+    if prompts is not None:
+        check_class_order(prompts, shards)
     return {
-        use: _anchors(prompts, name, cache)
+        use: _anchors(prompts or Path(spec.file).stem, name, cache)
         for use, name in (("anchors", spec.anchors), ("zeroshot", spec.zeroshot))
     }
 
 
-def _anchors(prompts: PromptFile, name: str, cache: TargetCache) -> Anchors:
-    """Return a set of the prompt file, or any set of the cache by its whole name."""
-    if name not in prompts.prompt_sets and name in layout.anchor_names(cache.path):
+def _readable_prompts(spec: PromptOptions) -> PromptFile | None:
+    """Return the prompt file, or None if it takes a library that stage two does without."""
+    try:
+        return load_prompts(spec.file, spec.descriptions)
+    except LibraryError as error:
+        _log.warning("cached anchors were not held against their prompt file: %s", error)
+        return None
+
+
+def _anchors(prompts: PromptFile | str, name: str, cache: TargetCache) -> Anchors:
+    """Return a set of the prompt file (or of its name), or any of the cache by its whole name."""
+    known = layout.anchor_names(cache.path)
+    if isinstance(prompts, str):
+        name = name if name in known else f"{prompts}-{name}"
+        return named_anchors(cache.path, cache.manifest, name)
+    if name not in prompts.prompt_sets and name in known:
         return named_anchors(cache.path, cache.manifest, name)
     return cached_anchors(cache.path, cache.manifest, prompt_set(prompts, name))
 

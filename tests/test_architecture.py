@@ -31,6 +31,7 @@ LEVELS = (
         "datasets.benchmark",
     },
     {"datasets.known"},
+    {"library_prompts"},
     {"prompt_file"},
     {"prompts"},
     {"views", "cache.reader", "cache.writer", "audit.arrays"},

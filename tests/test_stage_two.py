@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,16 @@ from pipeline.errors import (
     CacheError,
     CacheMismatchError,
     DataError,
+    ProbeError,
     RecipeError,
     RunError,
     StudentError,
 )
+from pipeline.prompts import load_sets, sampled
 from pipeline.recipe import recipe_from
 from pipeline.rundir import RunDir
 from pipeline.shards import find_shards, shards_at, write_shards
+from pipeline.texts import add_anchors
 from tests.inputs import build, labelled_samples, make_teacher
 from tests.runs import MODEL, alone, held_elsewhere, probe, small_recipe, train
 from tests.trees import tree_digests
@@ -457,3 +461,50 @@ class TestGrownCache:
         recipe = small_recipe(recipe_file, "views=4")
         with pytest.raises(CacheMismatchError, match="views: cache has 2, asked for 4"):
             train(recipe, grown_cache, more_shards, tmp_path / "run", generation=0)
+
+
+def test_prompts_that_take_open_clip_are_not_needed_once_they_are_cached(
+    cache_copy: Path,
+    shards_dir: Path,
+    recipe_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    content = {
+        "dataset": "cranes",
+        "names_from": "open_clip",
+        "classes": [{"wnid": wnid} for wnid in ("n02012849", "n03126707", "n01440764")],
+        "prompt_sets": {"plain": ["A {label}."], "cpa": ["A photo of a {label}."]},
+    }
+    file = tmp_path / "cranes.yaml"
+    file.write_text(yaml.safe_dump(content), encoding="utf-8")
+    add_anchors(cache_copy, load_sets(str(file)), device="cpu")
+    chosen = (f"prompts.file={file}", "prompts.anchors=cpa", "prompts.zeroshot=plain")
+    recipe = small_recipe(recipe_file, *chosen, "training.epochs=1")
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    train(recipe, cache_copy, shards_dir, tmp_path / "run")
+    assert "not held against their prompt file" in caplog.text
+    sets = RunDir(tmp_path / "run").read_origin()["prompt_sets"]
+    assert sets == {"anchors": "cranes-cpa", "zeroshot": "cranes-plain"}
+
+
+def test_any_set_of_the_cache_may_be_named_for_training_and_for_probing(
+    cache_copy: Path, shards_dir: Path, recipe_file: Path, tmp_path: Path
+) -> None:
+    [whole] = load_sets(str(recipe_file.with_name("shapes-prompts.yaml")), ["plain"])
+    part = sampled(whole, 2, seed=0)
+    add_anchors(cache_copy, [part], device="cpu")
+    recipe = small_recipe(recipe_file, f"prompts.anchors={part.name}", "training.epochs=1")
+    train(recipe, cache_copy, shards_dir, tmp_path / "run")
+    assert RunDir(tmp_path / "run").read_origin()["prompt_sets"]["anchors"] == part.name
+    one = probe(tmp_path / "run")["teacher"]["zeroshot"]
+    chosen = {"probes": ["zeroshot"], "zeroshot": "shapes-context", "workers": 0, "device": "cpu"}
+    other = stage_two.probe(tmp_path / "run", None, (), **chosen)["teacher"]["zeroshot"]
+    assert one.keys() == other.keys()
+    with pytest.raises(ProbeError, match="does not hold one anchor for each label"):
+        stage_two.probe(tmp_path / "run", None, (), **{**chosen, "zeroshot": part.name})
+    for override in (f"prompts.zeroshot={part.name}", "prompts.zeroshot=shapes-plan"):
+        with pytest.raises(BeamclipError, match=r"zero-shot|did you mean"):
+            train(small_recipe(recipe_file, override), cache_copy, shards_dir, tmp_path / "no")
+    assert not (tmp_path / "no").exists()
