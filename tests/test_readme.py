@@ -10,11 +10,13 @@ import zarr
 
 from pipeline.cache import layout
 from pipeline.cache.reader import read_manifest
+from pipeline.prompts import load_sets
 from pipeline.recipe import load_recipe, recipe_from
 from tests.conftest import Invoke
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DATA_README = (ROOT / "data/README.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
@@ -65,7 +67,7 @@ def test_the_python_lines_run(sealed_cache: Path) -> None:
 
 COMMANDS = [
     line.split("#")[0].split()
-    for block in blocks("sh")
+    for block in (*blocks("sh"), *re.findall(r"```sh\n(.*?)```", DATA_README, flags=re.DOTALL))
     for line in block.splitlines()
     if line.removeprefix(".venv/bin/").startswith("beamclip ")
 ]
@@ -89,9 +91,18 @@ def test_every_make_target_exists() -> None:
 
 
 def test_the_fields_shown_for_a_recipe_load() -> None:
-    (snippet,) = blocks("yaml")
+    snippet, _ = blocks("yaml")
     fields = {**load_recipe("digits").resolved(), **yaml.safe_load(snippet)}
     assert recipe_from(fields, where="README").teacher.model == "ViT-B-16-quickgelu"
+
+
+def test_the_fields_shown_for_a_prompt_file_load(tmp_path: Path) -> None:
+    _, snippet = blocks("yaml")
+    (tmp_path / "shown.yaml").write_text(f"dataset: shown\n{snippet}", encoding="utf-8")
+    texts = {item.name: item.texts for item in load_sets(str(tmp_path / "shown.yaml"))}
+    assert texts["shown-plain"] == (("A photo of a crane.",), ("A photo of trousers.",))
+    assert texts["shown-cpa"][0][1] == "A photo of a crane. Long-legged and long-necked."
+    assert len(texts["shown-apart"]) == 4
 
 
 def test_the_house_shows_every_module() -> None:
