@@ -240,11 +240,14 @@ def _step(
     device: torch.device,
 ) -> dict[str, float]:
     """Do one optimiser step; return the batch's mean loss and its terms before weighting."""
+    target_BD = batch.target_BD.to(device, non_blocking=True)
     targets = TargetBatch(
-        target_BD=batch.target_BD.to(device, non_blocking=True),
+        target_BD=target_BD,
         anchors_AD=anchors_AD,
         rows_B=batch.rows_B,
         labels_B=batch.labels_B,
+        keys_GD=target_BD,
+        bank_MD=target_BD[:0],
     )
     try:
         outputs = student(batch.views(device))

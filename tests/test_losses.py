@@ -36,11 +36,14 @@ def batch(
     """Return what a student and a cache say of `size` samples; the embedding wants gradients."""
     embedding_BD = rows(size, 0, dtype).requires_grad_()
     outputs = StudentOutputs(features_BF=torch.zeros(size, 5), embedding_BD=embedding_BD)
+    target_BD = rows(size, 1, dtype)
     targets = TargetBatch(
-        target_BD=rows(size, 1, dtype),
+        target_BD=target_BD,
         anchors_AD=rows(anchors, 2, dtype),
         rows_B=torch.arange(size),
         labels_B=torch.zeros(size, dtype=torch.int64),
+        keys_GD=target_BD,
+        bank_MD=rows(9, 3, dtype),
     )
     return outputs, targets
 

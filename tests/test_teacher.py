@@ -82,7 +82,7 @@ def test_anchors_are_open_clips_own_zero_shot_classifier(
     ).eval()
     tokenizer = open_clip.get_tokenizer(f"local-dir:{teacher_dir}")
     prompts = load_prompts(str(recipe_file.with_name("shapes-prompts.yaml")))
-    templates = [lambda c, t=t: t.format(label=c) for t in prompts.prompt_sets["plain"]]
+    templates = [lambda c, t=t: t.format(label=c) for t in prompts.prompt_sets["plain"].templates]
     names = [item.name for item in prompts.classes]
     with torch.inference_mode():
         wanted_DC = open_clip.build_zero_shot_classifier(model, tokenizer, names, templates)
