@@ -20,6 +20,7 @@ LEVELS = (
     {"templates", "cutting", "ambiguity"},
     {"schedule", "shards", "runtime", "rundir", "teacher", "students", "losses", "ema"},
     {"engine", "photometry", "decode", "cache.layout", "cache.scratch"},
+    {"cache.arrays"},
     {"datasets.sets", "datasets.pixels"},
     {"datasets.archives", "datasets.publish", "datasets.tars", "imagenet"},
     {
