@@ -44,7 +44,8 @@ class Student(nn.Module):
         std: tuple[float, ...],
     ) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.num_features = backbone, num_features
+        self.memory_format = torch.contiguous_format  # of the pixels that the backbone gets
         # Without a bias, as open_clip's own projections of timm towers are.
         self.projection = nn.Linear(num_features, dim, bias=False)
         self.register_buffer("mean", torch.tensor(mean)[:, None, None] * 255, persistent=False)
@@ -52,7 +53,9 @@ class Student(nn.Module):
 
     def forward(self, views_B3SS: Tensor) -> StudentOutputs:
         """Embed uint8 [B,3,S,S] views."""
-        features_BF = self.backbone((views_B3SS - self.mean) / self.std).float()
+        pixels_B3SS = (views_B3SS - self.mean) / self.std
+        pixels_B3SS = pixels_B3SS.contiguous(memory_format=self.memory_format)
+        features_BF = self.backbone(pixels_B3SS).float()
         embedding_BD = F.normalize(self.projection(features_BF).float(), dim=-1)
         return StudentOutputs(features_BF=features_BF, embedding_BD=embedding_BD)
 

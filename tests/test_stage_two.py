@@ -330,11 +330,10 @@ class TestFolder:
         with pytest.raises(BeamclipError, match="expected auto, cpu"):
             stage_two.train(
                 small_recipe(recipe_file),
-                sealed_cache,
+                [sealed_cache],
                 shards,
                 run,
                 resume=False,
-                workers=0,
                 device="warp",
             )
         assert not run.exists()
@@ -359,7 +358,7 @@ class TestProbe:
         shards = shards_at([(split, odd / path.name) for split, path in paths])
         recipe = small_recipe(recipe_file, "training.epochs=1")
         run = tmp_path / "run"
-        stage_two.train(recipe, sealed_cache, shards, run, resume=False, workers=0, device="cpu")
+        stage_two.train(recipe, [sealed_cache], shards, run, resume=False, device="cpu")
         assert probe(run)["student"]
 
     def test_works_after_the_run_has_moved(self, run_copy: Path, finished: Path) -> None:

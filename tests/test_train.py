@@ -1,13 +1,11 @@
 """Training is one function of recipe and cache, however often it is interrupted."""
 
 import json
-import math
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +15,14 @@ from torch import Tensor, nn
 
 from pipeline.batches import TrainingBatches, ViewBatch
 from pipeline.cache.reader import TargetCache
-from pipeline.errors import RecipeError, StudentError
-from pipeline.losses import parse_terms, resolve_tau
-from pipeline.options import parse
+from pipeline.errors import StudentError
+from pipeline.losses import LossSum, Sizes, parse_terms, resolve_tau
+from pipeline.optimizing import TrainOptions
 from pipeline.rundir import RunDir
 from pipeline.shards import find_shards
 from pipeline.students import Student, StudentOptions, build_student
-from pipeline.train import TrainOptions, learning_rate, train_student
+from pipeline.train import TeacherAnchors, train_students
+from pipeline.trainee import Trainee
 from tests.runs import MODEL, small_recipe
 from tests.runs import train as train_by_recipe
 
@@ -48,6 +47,9 @@ class Stopping:
         yield from self.source.starting_at(step, min(stop, self.before))
         raise Stop
 
+    def targets_before(self, step: int, count: int) -> Tensor:
+        return self.source.targets_before(step, count)
+
 
 class Bench:
     """Trains on the tests' cache, in folders of its own."""
@@ -59,7 +61,7 @@ class Bench:
         return TrainingBatches(
             self.cache,
             find_shards([str(self.shards)]),
-            input_px=PX,
+            sizes=(PX,),
             batch_size=batch_size,
             num_views=2,
             seed=0,
@@ -79,15 +81,23 @@ class Bench:
         **options: Any,
     ) -> dict[str, Any]:
         source = self.source(batch_size)
-        return train_student(
-            self.run(name),
-            student or self.student(),
+        spec = TrainOptions(**{"epochs": 2, "learning_rate": 0.02, **options})
+        anchors_AD = torch.from_numpy(self.cache.anchors("shapes-context").embeddings_AD)
+        (metrics,) = train_students(
+            [self.trainee(name, student or self.student(), spec, losses)],
             source if stop_before is None else Stopping(source, stop_before),
-            torch.from_numpy(self.cache.anchors("shapes-context").embeddings_AD),
-            resolve_tau(parse_terms(losses, where="test"), self.cache.logit_scale),
-            TrainOptions(**{"epochs": 2, "learning_rate": 0.02, **options}),
+            [TeacherAnchors(anchors_AD, self.cache.logit_scale)],
+            spec,
             device=CPU,
         )
+        return metrics
+
+    def trainee(
+        self, name: str, student: Student, spec: TrainOptions, losses: dict[str, Any] = LOSSES
+    ) -> Trainee:
+        terms = resolve_tau(parse_terms(losses, where="test"), self.cache.logit_scale)
+        sizes = Sizes(student.num_features, self.cache.dim, num_anchors=3, num_classes=3)
+        return Trainee(self.run(name), student, LossSum(terms, sizes), spec, size=PX, device=CPU)
 
     def run(self, name: str) -> RunDir:
         return RunDir(self.folder / name)
@@ -338,78 +348,3 @@ class TestRun:
     def test_a_batch_too_small_for_batch_norm_is_an_error_that_says_so(self, bench: Bench) -> None:
         with pytest.raises(StudentError, match=r"batch_size"):
             bench.train("run", student=bench.student("resnet10t"), batch_size=1)
-
-
-class TestLearningRate:
-    def rates(self, per_epoch: int, **options: Any) -> list[float]:
-        spec = TrainOptions(**options)
-        last = spec.epochs * per_epoch
-        return [learning_rate(step, last, per_epoch, spec) for step in range(last)]
-
-    def test_without_warm_up_is_one_cosine_from_the_top_to_nothing(self) -> None:
-        found = self.rates(10, epochs=2, learning_rate=0.4)
-        expected = [0.2 * (1 + math.cos(math.pi * step / 20)) for step in range(20)]
-        assert found == pytest.approx(expected)
-        assert found[0] == 0.4
-        assert found[10] == pytest.approx(0.2)
-        assert 0 < found[-1] < 0.4 * 0.01
-
-    def test_warms_up_in_a_line_and_then_falls(self) -> None:
-        found = self.rates(10, epochs=4, learning_rate=1.0, warmup_epochs=1)
-        assert found[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
-        assert found[10] == 1.0
-        assert all(one > other for one, other in pairwise(found[10:]))
-        assert found[25] == pytest.approx(0.5)
-
-    def test_is_the_cosine_of_torch(self) -> None:
-        parameter = nn.Parameter(torch.zeros(1))
-        optimizer = torch.optim.SGD([parameter], lr=0.3)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=12)
-        expected = []
-        for _ in range(12):
-            expected.append(optimizer.param_groups[0]["lr"])
-            optimizer.step()
-            schedule.step()
-        assert self.rates(3, epochs=4, learning_rate=0.3) == pytest.approx(expected)
-
-    def test_may_warm_up_for_part_of_an_epoch(self) -> None:
-        found = self.rates(10, epochs=1, learning_rate=1.0, warmup_epochs=0.25)
-        falling = 0.5 * (1 + math.cos(math.pi * 0.5 / 7.5))
-        assert found[:4] == pytest.approx([0.4, 0.8, 1.0, falling])
-
-    @pytest.mark.parametrize("epochs", [1, 3])
-    def test_is_positive_to_the_last_step(self, epochs: int) -> None:
-        for warmup in (0.0, 0.5, epochs - 0.5):
-            found = self.rates(3, epochs=epochs, learning_rate=0.1, warmup_epochs=warmup)
-            assert all(0 < rate <= 0.1 for rate in found)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({}, "'epochs' is required"),
-        ({"epochs": 0}, "epochs and batch_size are at least 1"),
-        ({"batch_size": 0}, "epochs and batch_size are at least 1"),
-        ({"warmup_epochs": 1.0}, "warmup_epochs is below epochs"),
-        ({"ema": 1.0}, "ema is at least 0 and below 1"),
-        ({"ema": -0.1}, "ema is at least 0 and below 1"),
-        ({"learning_rate": 0}, "learning_rate is above 0, not 0"),
-        ({"learning_rate": -0.1}, "learning_rate is above 0, not -0.1"),
-        ({"momentum": 1.0}, "momentum is at least 0 and below 1, not 1.0"),
-        ({"momentum": -0.1}, "momentum is at least 0 and below 1, not -0.1"),
-        ({"weight_decay": -1}, "weight_decay is at least 0, not -1"),
-        ({"warmup_epochs": -1}, "warmup_epochs is at least 0, not -1"),
-        ({"checkpoint_steps": -1}, "checkpoint_steps is at least 0, not -1"),
-        ({"seed": -1}, "seed is between 0 and"),
-        ({"seed": 2**63}, "seed is between 0 and"),
-        ({"optimizer": "lion"}, "'optimizer'"),
-        ({"learning_rte": 0.1}, "did you mean 'learning_rate'"),
-        ({"mixup": 0.2}, "unknown key 'mixup'"),
-    ],
-)
-def test_wrong_options_are_refused_before_anything_runs(
-    fields: dict[str, Any], message: str
-) -> None:
-    given = {"epochs": 1, **fields} if fields else {}
-    with pytest.raises(RecipeError, match=message):
-        parse(TrainOptions, given, where="test")
