@@ -89,16 +89,17 @@ def train(
         setting = open_setting(
             recipe, caches, shards, list(folders.values()), generation, where, loading, ranks, live
         )
-        if ranks.leads:
-            for run, own in folders.items():
-                stack.enter_context(run.exclusive())
-                run.begin(own.resolved(), _origin(setting, own, live is not None), resume=resume)
-        ranks.meet()
         trainees = [
             _trainee(run, own, setting, where, ranks)
             for run, own in folders.items()
             if not run.is_finished()
         ]
+        if ranks.leads:
+            for run, own in folders.items():
+                stack.enter_context(run.exclusive())
+                run.begin(own.resolved(), _origin(setting, own, live is not None), resume=resume)
+        ranks.meet()
+        trainees = [trainee for trainee in trainees if not trainee.run.is_finished()]
         ranks.meet()  # none looks whether a run is finished after another has finished it
         if trainees:
             train_students(
