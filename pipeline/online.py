@@ -36,7 +36,9 @@ class OnlineTargets:
         """Yield the batches of steps `step` to `stop` - 1, with live targets."""
         for batch in self._source.starting_at(step, stop):
             views_B3SS = batch.views(self._device, self._teacher.preprocess.size)
-            yield replace(batch, keys_GD=self._teacher.embed_images(views_B3SS).float().cpu())
+            # Cloned: what inference mode made cannot take part in a backward pass.
+            keys_GD = self._teacher.embed_images(views_B3SS).float().cpu().clone()
+            yield replace(batch, keys_GD=keys_GD)
 
     def targets_before(self, step: int, count: int) -> Tensor:
         """Return the cached targets of the last `count` samples before a step, [M,D]."""

@@ -97,7 +97,10 @@ class Bench:
     ) -> Trainee:
         terms = resolve_tau(parse_terms(losses, where="test"), self.cache.logit_scale)
         sizes = Sizes(student.num_features, self.cache.dim, num_anchors=3, num_classes=3)
-        return Trainee(self.run(name), student, LossSum(terms, sizes), spec, size=PX, device=CPU)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            total = LossSum(terms, sizes)
+        return Trainee(self.run(name), student, total, spec, size=PX, device=CPU)
 
     def run(self, name: str) -> RunDir:
         return RunDir(self.folder / name)
@@ -348,3 +351,73 @@ class TestRun:
     def test_a_batch_too_small_for_batch_norm_is_an_error_that_says_so(self, bench: Bench) -> None:
         with pytest.raises(StudentError, match=r"batch_size"):
             bench.train("run", student=bench.student("resnet10t"), batch_size=1)
+
+
+class TestParts:
+    """Ways of working that cost no number, or little."""
+
+    def test_a_step_in_parts_is_the_step_in_one_without_batch_statistics(
+        self, bench: Bench
+    ) -> None:
+        # Keys are of the whole step, so crd sees the same negatives in parts.
+        losses = {**LOSSES, "crd": {"bank": 10}, "seed": {"bank": 10}}
+        for parts in (1, 4):
+            bench.train(
+                str(parts),
+                student=bench.student("test_vit"),
+                losses=losses,
+                accumulate=parts,
+                clip_norm=1.0,
+            )
+        one, four = (bench.run(name).load_weights("student_raw") for name in ("1", "4"))
+        for name, value in one.items():
+            torch.testing.assert_close(four[name], value, rtol=1e-3, atol=2e-5)
+
+    def test_parts_that_do_not_divide_what_there_is_are_an_error(self, bench: Bench) -> None:
+        with pytest.raises(StudentError, match=r"do not divide into training\.accumulate 16"):
+            bench.train("run", batch_size=100, accumulate=16)  # 24 rows make one step
+
+    def test_gradients_are_clipped_to_their_norm(self, bench: Bench) -> None:
+        rate, limit = 1e-3, 1e-6
+        student = bench.student("test_vit")
+        before = {name: value.clone() for name, value in student.state_dict().items()}
+        bench.train(
+            "run",
+            student=student,
+            epochs=1,
+            batch_size=24,
+            learning_rate=rate,
+            clip_norm=limit,
+            weight_decay=0.0,
+        )
+        after = bench.run("run").load_weights("student_raw")
+        moved = torch.cat([(after[name] - value).flatten() for name, value in before.items()])
+        assert 0 < moved.norm() <= rate * limit * 1.01
+
+    @pytest.mark.parametrize(
+        "settings", [{"precision": "bf16"}, {"channels_last": True}], ids=["bf16", "channels_last"]
+    )
+    def test_other_ways_of_computing_end_near_the_plain_one_and_resume_exactly(
+        self, bench: Bench, settings: dict[str, Any]
+    ) -> None:
+        plain = bench.train("plain")
+        straight = bench.train("straight", **settings)
+        assert straight["loss"] == pytest.approx(plain["loss"], rel=0.05)
+        assert straight["loss"] != plain["loss"] or settings == {"channels_last": True}
+        with pytest.raises(Stop):
+            bench.train("stopped", stop_before=5, checkpoint_steps=2, **settings)
+        bench.train("stopped", checkpoint_steps=2, **settings)
+        assert_same_run(bench.run("stopped"), bench.run("straight"))
+        for value in bench.run("straight").load_weights("student").values():
+            assert value.dtype != torch.bfloat16
+
+    def test_a_loss_with_parameters_and_one_with_a_bank_resume_exactly(self, bench: Bench) -> None:
+        losses = {"supervised": {}, "seed": {"bank": 20}, "crd": {"bank": 9}}
+        bench.train("straight", losses=losses, checkpoint_steps=2)
+        with pytest.raises(Stop):
+            bench.train("stopped", losses=losses, stop_before=5, checkpoint_steps=2)
+        bench.train("stopped", losses=losses, checkpoint_steps=2)
+        assert_same_run(bench.run("stopped"), bench.run("straight"))
+        saved = bench.run("straight").load_checkpoint()
+        assert saved is not None
+        assert any("supervised" in name for name in saved["losses"])
