@@ -77,6 +77,7 @@ def test_is_so_in_float32_even_in_a_narrow_cone(cone: float) -> None:
 
 @pytest.mark.parametrize(("distance", "angle"), PARTS)
 def test_is_the_loss_of_torchdistill(distance: float, angle: float) -> None:
+    """Where it is installed: it asks for more (torch 2.12, Cython) than one comparison is worth."""
     library = pytest.importorskip("torchdistill.losses.mid_level")
     outputs, targets = batch()
     theirs = library.RKDLoss(

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pytorch_metric_learning.losses import NTXentLoss
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -93,10 +94,9 @@ class TestCrd:
     @pytest.mark.parametrize("tau", TAUS)
     @pytest.mark.parametrize("bank", [0, M])
     def test_is_the_ntxent_loss_of_pytorch_metric_learning(self, tau: float, bank: int) -> None:
-        library = pytest.importorskip("pytorch_metric_learning.losses")
         outputs, targets = on_a_rank()
         keys_ND = torch.cat([targets.keys_GD, targets.bank_MD[M - bank :]])
-        expected = library.NTXentLoss(temperature=tau)(
+        expected = NTXentLoss(temperature=tau)(
             outputs.embedding_BD,
             torch.arange(B) + targets.first,
             ref_emb=keys_ND,
