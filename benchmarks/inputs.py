@@ -133,3 +133,51 @@ class SimulatedDevice(NullTeacher):
 
     def _pairs(self) -> Iterator[tuple[tuple[float, float], tuple[float, float]]]:
         return zip(self.calls, self.calls[1:], strict=False)
+
+
+def cached_photos(
+    folder: Path, count: int, schedule: Schedule, *, teacher: str | None = None, views: int = 1
+) -> tuple[Path, Path]:
+    """Make a sealed cache of photos and return it with its shards; by default a tiny teacher's."""
+    from pipeline.cluster import Place
+    from pipeline.embed import build_cache
+    from pipeline.recipe import recipe_from
+
+    shards = write_photos(folder / "shards", 4, count // 4)
+    fields = photo_recipe(teacher or tiny_teacher(folder / "teacher"), schedule, views)
+    recipe = recipe_from(fields, where="benchmark")
+    build_cache(
+        folder / "cache",
+        find_shards([str(shards)]),
+        recipe.cache_options(),
+        recipe=recipe.resolved(),
+        place=Place(device="cpu"),
+    )
+    return folder / "cache", shards
+
+
+def photo_recipe(teacher: str, schedule: Schedule, views: int) -> dict[str, Any]:
+    """Return a recipe over photos, with the prompts of the digits for anchors."""
+    from pipeline.options import to_mapping
+
+    return {
+        "name": "benchmark",
+        "teacher": {"model": teacher, "batch_size": 64, "threads": 2},
+        "views": views,
+        "schedule": to_mapping(schedule),
+        "prompts": {"file": "digits", "anchors": "cpa", "zeroshot": "plain"},
+        "losses": {"csm_ce": {}, "entmin": {}, "ism": {"weight": 10}},
+        "training": {"epochs": 1, "batch_size": 64, "held_out_rows": 0},
+    }
+
+
+def tiny_teacher(folder: Path) -> str:
+    """Train the small teacher of the digits for one epoch; return its name for a recipe."""
+    from pipeline.datasets.known import write_known
+    from pipeline.prompt_file import load_prompts
+    from pipeline.tiny import TinyOptions, train_tiny_teacher
+
+    write_known("digits", folder / "digits")
+    shards = find_shards([str(folder / "digits")])
+    train_tiny_teacher(shards, load_prompts("digits"), folder / "model", TinyOptions(epochs=1))
+    return f"local-dir:{folder / 'model'}"

@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.measure import Row, row
 from pipeline.cache import layout, writer
-from pipeline.cache.reader import _read_array
+from pipeline.cache.arrays import read_raw
 
 DIM, ROWS, VIEWS = 512, 1000, 8
 
@@ -45,7 +45,7 @@ def _disk(folder: Path) -> list[Row]:
     chunks = [path for path in (unit / "targets" / "c").rglob("*") if path.is_file()]
     per_view = sum(path.stat().st_size for path in chunks) / (ROWS * VIEWS)
     before = _bytes_read()
-    _read_array(unit, "targets", (slice(None), 3))
+    read_raw(unit, "targets", (slice(None), 3))
     touched = (_bytes_read() - before) / (sum(p.stat().st_size for p in chunks) / VIEWS)
     share = per_view / (2 * DIM)
     note = "independent normal vectors: nothing in them but their exponents to compress"

@@ -23,6 +23,7 @@ from pipeline.photometry import apply_photometry
 from pipeline.ranks import ALONE, Ranks
 from pipeline.rows import RowReader, match_shards
 from pipeline.schedule import Schedule
+from pipeline.shardfiles import ShardFiles
 from pipeline.shards import Shard
 from pipeline.targets import OtherTeacher, Targets, UnitTargets, all_valid
 
@@ -104,6 +105,8 @@ class TrainingBatches:
         self._sizes, self._num_views, self._ranks = tuple(sizes), num_views, ranks
         self._workers, self._on_cpu = workers, device.type == "cpu"
         self.steps_per_epoch = self._order.steps_per_epoch
+        # Steps between asking for remote shards and reading them: about a window.
+        self._ahead = max(1, self.steps_per_epoch * window // max(1, len(cache.shards)))
 
     def starting_at(self, step: int, stop: int) -> Iterator[ViewBatch]:
         """Yield the batches of steps `step` to `stop` - 1; epoch e sees view e mod V."""
@@ -125,6 +128,8 @@ class TrainingBatches:
         share = len(rows_G) // self._ranks.size
         first = self._ranks.rank * share
         rows_B = rows_G[first : first + share]
+        if self._reader.is_remote:
+            self._reader.expect(self._order.step(step + self._ahead)[0])
         params_BP = self._targets.view_params(rows_B, view)
         geometry = self._reader.geometry(rows_B, params_BP, self._sizes)
         if self._on_cpu:  # here, where loaders share the work
@@ -231,5 +236,5 @@ def _loader(planned: _Planned, workers: int, pin: bool) -> Iterator[ViewBatch]:
 
 
 def _reader(cache: TargetCache, shards: Sequence[Shard], check_digests: bool) -> RowReader:
-    paths = [str(shard.path) for shard in match_shards(cache, shards)]
-    return RowReader(cache, paths, check_digests=check_digests)
+    files = ShardFiles(match_shards(cache, shards))
+    return RowReader(cache, files, check_digests=check_digests)

@@ -7,6 +7,7 @@ import click
 
 from pipeline.cli_options import (
     PATH,
+    allow_option,
     device_option,
     emit,
     json_option,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     help="A sealed cache; once more for each of the recipe's further_teachers.",
 )
 @shards_option
+@allow_option
 @recipe_option
 @set_option
 @click.option(
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
 def train_student(
     caches: tuple[Path, ...],
     shards: tuple[str, ...],
+    allow: tuple[str, ...],
     recipe: str,
     overrides: tuple[str, ...],
     model: str | None,
@@ -95,7 +98,7 @@ def train_student(
     metrics = stage_two.train(
         loaded,
         caches,
-        find_shards(shards),
+        find_shards(shards, allow=allow),
         runs,
         resume=resume,
         device=device,

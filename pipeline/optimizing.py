@@ -51,8 +51,9 @@ class TrainOptions:
     # Scored after every epoch and never trained on: rows of the val split, or without one of train,
     # then at most a twentieth of it. 0: none.
     held_out_rows: int = 1000
-    # Shards that are read at a time: the order is of chance within so many of them. 0: over all.
-    window_shards: int = 0
+    # Shards that are read at a time: the order is of chance within so many of them. 0: over all;
+    # null: 0 for files, 16 for an object store's.
+    window_shards: int | None = None
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1 or self.accumulate < 1:
@@ -78,7 +79,7 @@ class TrainOptions:
             if not 0 <= value < 1:
                 raise ValueError(f"{name} is at least 0 and below 1, not {value}")
         for name in (*_AT_LEAST_0, "window_shards"):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} is at least 0, not {getattr(self, name)}")
 
 

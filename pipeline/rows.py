@@ -4,9 +4,7 @@ Shape letters: B batch, S side of a view in pixels.
 """
 
 import os
-import resource
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -17,6 +15,7 @@ from pipeline.cache.reader import TargetCache
 from pipeline.decode import DecodePolicy, SourceImage
 from pipeline.errors import CacheMismatchError, SampleError, ShardError
 from pipeline.schedule import ViewParams
+from pipeline.shardfiles import ShardFiles
 from pipeline.shards import Shard, content_digest
 from pipeline.views import blank_views, render_geometry
 
@@ -24,18 +23,26 @@ _COLUMNS = ("shard", "offset", "bytes", "digest", "label")
 
 
 class RowReader:
-    """The images and labels of one split; `paths` are those of the cache's shards, in its order.
+    """The images and labels of one split; `files` are the cache's shards, in its order.
 
     check_digests: hold every image against the digest that the cache recorded.
     """
 
     def __init__(
-        self, cache: TargetCache, paths: Sequence[str], *, check_digests: bool = True
+        self, cache: TargetCache, files: ShardFiles, *, check_digests: bool = True
     ) -> None:
-        self._files: dict[int, int] = {}
-        self._cache, self._paths, self._check_digests = cache, paths, check_digests
+        self._cache, self._files, self._check_digests = cache, files, check_digests
         self._policy = DecodePolicy(**cache.manifest["decode"])
         self._columns = {name: cache.column(name) for name in _COLUMNS}
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether some shard is no file, and is brought near before it is read."""
+        return self._files.any_remote
+
+    def expect(self, rows_B: np.ndarray) -> None:
+        """Begin to bring the shards of rows that will be read, where they are no files."""
+        self._files.expect(np.unique(self._columns["shard"][rows_B]).tolist())
 
     def labels(self, rows_B: np.ndarray) -> Tensor:
         """Return class numbers, int64 [B], -1 where unknown."""
@@ -65,7 +72,8 @@ class RowReader:
     def _encoded(self, row: int) -> bytes:
         column = self._columns
         size = int(column["bytes"][row])
-        encoded = os.pread(self._file(int(column["shard"][row])), size, int(column["offset"][row]))
+        file = self._files.descriptor(int(column["shard"][row]))
+        encoded = os.pread(file, size, int(column["offset"][row]))
         short = len(encoded) != size
         if short or (self._check_digests and content_digest(encoded) != int(column["digest"][row])):
             raise ShardError(
@@ -74,26 +82,9 @@ class RowReader:
             )
         return encoded
 
-    def _file(self, shard: int) -> int:
-        """Return the descriptor of a shard; with too many open, the one opened first makes room."""
-        if shard not in self._files:
-            # A random order visits every shard; a process may often open no more than 1,024 files.
-            most = max(8, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
-            if len(self._files) >= most:
-                os.close(self._files.pop(next(iter(self._files))))
-            self._files[shard] = os.open(self._paths[shard], os.O_RDONLY)
-        return self._files[shard]
-
     def _where(self, row: int) -> str:
         shard = int(self._columns["shard"][row])
-        return f"{self._paths[shard]}: sample {row - self._cache.shards[shard].first}"
-
-    def __getstate__(self) -> Mapping[str, Any]:
-        return {**self.__dict__, "_files": {}}
-
-    def __del__(self) -> None:
-        for descriptor in self._files.values():
-            os.close(descriptor)
+        return f"{self._files.name(shard)}: sample {row - self._cache.shards[shard].first}"
 
 
 def match_shards(cache: TargetCache, shards: Sequence[Shard]) -> list[Shard]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pipeline import __version__, runtime
+from pipeline import __version__, runtime, storage
 from pipeline.anchors import check_labels
 from pipeline.batches import TrainingBatches
 from pipeline.cache import layout
@@ -29,6 +29,7 @@ from pipeline.students import Student, build_student, load_weights
 from pipeline.train import EpochListener, TargetsSource, TeacherAnchors, train_students
 from pipeline.trainee import Trainee
 
+_REMOTE_WINDOW = 16  # shards
 LiveTargets = Callable[[TargetsSource, TargetCache], TargetsSource]
 
 
@@ -152,7 +153,7 @@ def open_setting(
         seed=recipe.training.seed,
         others=[other for other, _ in further],
         leave_out_N=None if held_out is None else held_out.leave_out_N,
-        window=recipe.training.window_shards,
+        window=window_shards(recipe, shards),
         workers=_workers(loading, cache, ranks),
         ranks=ranks,
         device=device,
@@ -166,6 +167,14 @@ def open_setting(
         held_out=held_out,
         source=batches if live is None else live(batches, cache),
     )
+
+
+def window_shards(recipe: Recipe, shards: Sequence[Shard]) -> int:
+    """Return how many shards are read at a time: the recipe's word, else by where they lie."""
+    if recipe.training.window_shards is not None:
+        return recipe.training.window_shards
+    remote = any(storage.store_of(shard.location) for shard in shards)
+    return _REMOTE_WINDOW if remote else 0
 
 
 def input_px(recipe: Recipe, cache: TargetCache) -> int:
@@ -198,7 +207,7 @@ def probe(
     shards = (
         find_shards(shard_patterns)
         if shard_patterns
-        else shards_at([(split, Path(path)) for split, path in origin["shards"]])
+        else shards_at([(split, location) for split, location in origin["shards"]])
     )
     student = rebuild_student(run, recipe)
     return evaluate_run(
@@ -289,13 +298,14 @@ def _origin(setting: Setting, recipe: Recipe, live: bool) -> dict[str, Any]:
     }
     return {
         "cache_path": str(cache.path.resolve()),
-        "shards": [[shard.split, str(shard.path.resolve())] for shard in setting.shards],
+        "shards": [[shard.split, storage.absolute(shard.location)] for shard in setting.shards],
         "teacher": known_teacher(cache.manifest),
         "cache": {
             "generation": cache.manifest["generation"],
             "digest": cache.digest,
             "anchors": _digest(setting.sets["anchors"]),
             "live_targets": live,
+            "window_shards": window_shards(recipe, setting.shards),
             **further,
         },
         "prompt_sets": {use: anchors.name for use, anchors in setting.sets.items()},

@@ -76,9 +76,9 @@ def check_allowed(location: str, allowed: Collection[str]) -> None:
         )
     if store not in allowed:
         raise ShardError(
-            f"{shown(location)!r} is no path. teacher-cache reads from {store} if it is allowed "
-            f"to: add --allow {store}. All else reads files (stage two at byte offsets): "
-            "copy the shards near and give their paths"
+            f"{shown(location)!r} is no path. teacher-cache and train-student read from {store} "
+            f"if they are allowed to: add --allow {store}. All else reads files: copy the shards "
+            "near and give their paths"
         )
 
 
@@ -215,8 +215,8 @@ class _Object:
                 return self._file.read(count)
         except OSError as error:
             raise ShardError(
-                f"{shown(self._location)}: reading stopped ({error.strerror}); run teacher-cache "
-                "again, it goes on with what is missing"
+                f"{shown(self._location)}: reading stopped ({error.strerror}); run again, "
+                "it goes on with what is missing"
             ) from None
 
 

@@ -28,7 +28,7 @@ def shared_array(
     """
     if shape[0] == 0:
         return np.empty(shape, dtype)
-    path = _folder() / f"{name}.npy"
+    path = scratch_folder() / f"{name}.npy"
     found = _load(path, shape, dtype)
     if found is None:
         _write(path, shape, dtype, pieces)
@@ -74,8 +74,11 @@ def _write(path: Path, shape: tuple[int, int], dtype: str, pieces: Iterable[np.n
         temporary.unlink(missing_ok=True)
 
 
-def _folder() -> Path:
-    """Return $BEAMCLIP_SCRATCH, or a folder of this user's in the system's temporary one."""
+def scratch_folder() -> Path:
+    """Return $BEAMCLIP_SCRATCH, or a folder of this user's in the system's temporary one.
+
+    Raises CacheError if it is not this user's own.
+    """
     default = Path(tempfile.gettempdir()) / f"beamclip-{os.getuid()}"
     folder = Path(os.environ.get(SCRATCH_VARIABLE) or default)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
