@@ -16,7 +16,8 @@ PACKAGE = ROOT / "pipeline"
 LEVELS = (
     {"errors"},
     {"options", "contracts", "durable", "storage", "yamlfile", "audit.findings"},
-    {"tar", "patterns", "cluster", "dispatch", "cli_options", "teacher_folder"},
+    {"tar", "patterns", "cluster", "dispatch", "cli_options", "teacher_folder"}
+    | {"hub", "checkpoints"},
     {"templates", "cutting", "ambiguity"},
     {"schedule", "shards", "runtime", "rundir", "teacher", "students", "losses", "ema"},
     {"engine", "photometry", "decode", "cache.layout", "cache.scratch"},
