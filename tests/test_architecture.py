@@ -17,7 +17,7 @@ LEVELS = (
     {"errors"},
     {"options", "contracts", "durable", "storage", "yamlfile", "audit.findings"},
     {"tar", "patterns", "cluster", "dispatch", "cli_options", "teacher_folder"}
-    | {"hub", "checkpoints", "fitting"},
+    | {"hub", "checkpoints", "fitting", "stems"},
     {"templates", "cutting", "ambiguity"},
     {"schedule", "shards", "runtime", "rundir", "teacher", "students", "losses", "ema"},
     {"engine", "photometry", "decode", "cache.layout", "cache.scratch"},
