@@ -23,7 +23,7 @@ from pipeline.prompts import PromptOptions, prompt_set
 from pipeline.recipe import Recipe, recipe_from
 from pipeline.rundir import RunDir
 from pipeline.shards import Shard, find_shards, shards_at
-from pipeline.students import Student, build_student, load_weights
+from pipeline.students import Student, build_student, init_student, load_weights
 from pipeline.teacher import LOCAL_DIR
 from pipeline.train import train_student
 
@@ -68,8 +68,10 @@ def train(
     student = build_student(
         recipe.student, dim=cache.dim, input_px=input_px, seed=recipe.training.seed
     )
+    init = init_student(student, recipe.student, input_px=input_px)
     with run.exclusive():
-        run.begin(recipe.resolved(), _origin(cache, shards, sets, input_px), resume=resume)
+        origin = {**_origin(cache, shards, sets, input_px), "init": init}
+        run.begin(recipe.resolved(), origin, resume=resume)
         if run.is_finished():
             return run.last_metrics()
         return train_student(
