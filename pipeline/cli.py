@@ -24,6 +24,7 @@ from pipeline.cli_options import json_option as _json
 from pipeline.cli_options import recipe_option as _recipe
 from pipeline.cli_options import set_option as _set
 from pipeline.cli_options import shards_option as _shards
+from pipeline.cli_pretrain import pretrain
 from pipeline.errors import BeamclipError
 
 _INTERRUPTED = ("Interrupted", 130)
@@ -205,7 +206,10 @@ def teacher_cache(
 @_shards
 @_recipe
 @_set
-@click.option("--model", help="A student: rn18, rn50 or any timm name.  [default: the recipe's]")
+@click.option(
+    "--model",
+    help="A student: rn18, rn50, mnv3, effb0, vitti or any timm name.  [default: the recipe's]",
+)
 @click.option("--run", "run_path", type=_PATH, required=True, help="Folder for the run.")
 @click.option("--resume", is_flag=True, help="Go on if the folder holds a run; else begin.")
 @click.option(
@@ -302,6 +306,7 @@ def _place(**options: Any) -> Any:
 main.add_command(anchors)
 main.add_command(cache)
 main.add_command(data)
+main.add_command(pretrain)
 
 
 if __name__ == "__main__":

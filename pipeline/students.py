@@ -67,9 +67,14 @@ class Student(nn.Module):
         self.register_buffer("mean", torch.tensor(mean)[:, None, None] * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None] * 255, persistent=False)
 
+    def features(self, views_B3SS: Tensor) -> Tensor:
+        """Return float32 [B,F] features of uint8 views, as the backbone gives them."""
+        features_BF: Tensor = self.backbone((views_B3SS - self.mean) / self.std).float()
+        return features_BF
+
     def forward(self, views_B3SS: Tensor) -> StudentOutputs:
         """Embed uint8 [B,3,S,S] views."""
-        features_BF = self.backbone((views_B3SS - self.mean) / self.std).float()
+        features_BF = self.features(views_B3SS)
         embedding_BD = F.normalize(self.projection(features_BF).float(), dim=-1)
         return StudentOutputs(features_BF=features_BF, embedding_BD=embedding_BD)
 

@@ -51,11 +51,13 @@ LEVELS = (
     {"resident", "feeder"},
     {"conveyor"},
     {"texts", "features", "probes"},
-    {"making", "train", "evaluate"},
+    {"making", "train", "evaluate", "pairs"},
+    {"simclr"},
+    {"pretrain"},
     {"embed"},
     {"recipe", "audit.info", "audit.live"},
     {"stage_two", "tables", "plan", "audit.reembed", "audit.repair"},
-    {"cli_anchors", "cli_cache", "cli_data"},
+    {"cli_anchors", "cli_cache", "cli_data", "cli_pretrain"},
     {"cli"},
 )
 UNLEVELLED = {"", "cache", "audit", "datasets"}  # empty packages: a docstring and nothing else
