@@ -26,7 +26,7 @@ BATCH_SIZE = 64  # of training; more than the rows of the cache would plan one s
 _OPEN = f"""
 import sys, time
 from pipeline.cache.reader import TargetCache
-from pipeline.batches import plan_epoch
+from pipeline.order import plan_epoch
 began = time.perf_counter()
 cache = TargetCache.open(sys.argv[1])
 opened = time.perf_counter()

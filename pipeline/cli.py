@@ -25,6 +25,7 @@ from pipeline.cli_options import recipe_option as _recipe
 from pipeline.cli_options import set_option as _set
 from pipeline.cli_options import shards_option as _shards
 from pipeline.cli_pretrain import pretrain
+from pipeline.cli_train import train_student
 from pipeline.errors import BeamclipError
 
 _INTERRUPTED = ("Interrupted", 130)
@@ -201,62 +202,6 @@ def teacher_cache(
     _emit(report.as_mapping(), as_json, lambda _: report.text())
 
 
-@main.command("train-student")
-@click.option("--cache", type=_PATH, required=True, help="A sealed cache.")
-@_shards
-@_recipe
-@_set
-@click.option(
-    "--model",
-    help="A student: rn18, rn50, mnv3, effb0, vitti or any timm name.  [default: the recipe's]",
-)
-@click.option("--run", "run_path", type=_PATH, required=True, help="Folder for the run.")
-@click.option("--resume", is_flag=True, help="Go on if the folder holds a run; else begin.")
-@click.option(
-    "--generation",
-    type=click.IntRange(0),
-    help="Of a cache that has grown.  [default: the resumed run's, else the newest]",
-)
-@click.option("--workers", default=0, show_default=True, type=click.IntRange(0), help="Loaders.")
-@_device
-@_json
-def train_student(
-    cache: Path,
-    shards: tuple[str, ...],
-    recipe: str,
-    overrides: tuple[str, ...],
-    model: str | None,
-    run_path: Path,
-    resume: bool,
-    generation: int | None,
-    workers: int,
-    device: str,
-    as_json: bool,
-) -> None:
-    """Stage two: train a student from the cache. No teacher is loaded."""
-    from pipeline import stage_two
-    from pipeline.recipe import load_recipe
-    from pipeline.shards import find_shards
-
-    chosen = (*overrides, f"student.model={model}") if model else overrides
-    loaded = load_recipe(recipe, chosen)
-    metrics = stage_two.train(
-        loaded,
-        cache,
-        find_shards(shards),
-        run_path,
-        resume=resume,
-        workers=workers,
-        device=device,
-        generation=generation,
-    )
-    _emit(
-        {"run": str(run_path), **metrics},
-        as_json,
-        lambda m: f"{loaded.student.model} trained in {run_path}: loss {m['loss']:.4f}",
-    )
-
-
 @main.command()
 @click.option("--run", "run_path", type=_PATH, required=True, help="Folder of a finished run.")
 @click.option("--cache", type=_PATH, help="The cache.  [default: the one the run was trained from]")
@@ -307,6 +252,7 @@ main.add_command(anchors)
 main.add_command(cache)
 main.add_command(data)
 main.add_command(pretrain)
+main.add_command(train_student)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,8 @@ def evaluate_run(
     splits = {split: _open_eval(cache_path, split, generation) for split in ("train", "test")}
     _warn_of_shared_images(splits["train"], splits["test"])
     anchors = splits["test"].anchors(zeroshot_set)
+    if not any(PROBES[name].learns for name in spec.run):
+        del splits["train"]
     scores = {"teacher": _probe({s: teacher_features(c) for s, c in splits.items()}, anchors, spec)}
     for name in WEIGHTS:
         load_weights(student, run.load_weights(name), where=run.path / WEIGHTS[name])
@@ -70,8 +72,9 @@ def _open_eval(path: Path, split: str, generation: int) -> TargetCache:
 def _probe(
     features: Mapping[str, Features], anchors: Anchors, spec: ProbeOptions
 ) -> dict[str, dict[str, float]]:
+    train = features.get("train", features["test"])  # absent if no probe looks at it
     return {
-        name: PROBES[name].run(features["train"], features["test"], anchors, getattr(spec, name))
+        name: PROBES[name].run(train, features["test"], anchors, getattr(spec, name))
         for name in spec.run
     }
 

@@ -22,7 +22,6 @@ from pipeline.unit import UnitJob, UnitReport
 
 _log = logging.getLogger(__name__)
 _MOST_RENDERERS = 16  # by default; each takes about 300 MB
-_LITTLE_BYTES = 64 << 20  # of shards: starting processes would take longer than they save
 
 
 def renderers_of(place: Place, shards: Sequence[Shard]) -> int:
@@ -33,7 +32,7 @@ def renderers_of(place: Place, shards: Sequence[Shard]) -> int:
     """
     if place.renderers is not None:
         return place.renderers
-    if sum(shard.size_bytes for shard in shards) < _LITTLE_BYTES:
+    if sum(shard.size_bytes for shard in shards) < runtime.LITTLE_BYTES:
         return 0
     if place.is_running_cluster:
         return 1

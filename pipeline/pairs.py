@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.batches import plan_epoch
 from pipeline.decode import DecodePolicy, SourceImage
 from pipeline.errors import BeamclipError, SampleError, ShardError, StudentError
+from pipeline.order import plan_epoch
 from pipeline.photometry import apply_photometry
 from pipeline.schedule import Schedule, ViewParams
 from pipeline.shards import Shard, read_samples

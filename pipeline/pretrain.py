@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,9 +19,10 @@ from pipeline import __version__, durable, runtime
 from pipeline.checkpoints import BACKBONE, tensors_sha256
 from pipeline.errors import RunError, StudentError
 from pipeline.options import differences, options, to_mapping
+from pipeline.order import noise_seed
 from pipeline.pairs import PairBatch, Pairs
 from pipeline.rundir import RunDir
-from pipeline.schedule import Schedule, philox_words
+from pipeline.schedule import Schedule
 from pipeline.shards import Shard
 from pipeline.simclr import SIMCLR, Contrasted, nt_xent
 from pipeline.students import Stem, StudentOptions
@@ -167,9 +167,7 @@ class _Work:
         self.epochs, self.unread = list(saved["epochs"]), dict(saved["unread"])
 
     def _step(self, batch: PairBatch) -> float:
-        # A model's own randomness (dropout) depends on the step alone.
-        words = philox_words(np.array([self.spec.seed, 2], np.uint64), self.step, 1)
-        torch.manual_seed(int(words[0]))
+        torch.manual_seed(noise_seed(self.spec.seed, self.step))
         loss = self.contrast(self.model(batch.views(self.device)))
         value = float(loss.detach())
         if not math.isfinite(value):

@@ -9,13 +9,13 @@ from pipeline.decode import DecodePolicy
 from pipeline.embed import CacheOptions
 from pipeline.errors import RecipeError
 from pipeline.losses import Term, parse_term, parse_terms
+from pipeline.optimizing import TrainOptions
 from pipeline.options import nearest, options, parse, to_mapping
 from pipeline.probes import ProbeOptions
 from pipeline.prompts import PromptOptions
 from pipeline.schedule import Schedule
 from pipeline.students import StudentOptions
 from pipeline.teacher import TeacherOptions
-from pipeline.train import TrainOptions
 from pipeline.yamlfile import read_yaml
 
 _FOLDER = Path(__file__).parent / "recipes"
@@ -27,6 +27,8 @@ class Recipe:
 
     name: str
     teacher: TeacherOptions
+    # Each has a cache of its own over the same views; distributions over the anchors are averaged.
+    further_teachers: tuple[TeacherOptions, ...] = ()
     schedule: Schedule
     views: int  # V: scheduled views per training sample
     prompts: PromptOptions

@@ -37,15 +37,21 @@ _LIBRARIES = (
     "zarr",
 )
 _METER_SECONDS = 0.5
+LITTLE_BYTES = 64 << 20  # of shards: starting processes would take longer than they save
 _COUNT = "{task.completed:,}/{task.fields[whole]} {task.fields[unit]}"
 
 
-def pick_device(name: str) -> "torch.device":
-    """Return the device called `name` ("auto" takes a GPU if there is one)."""
+def pick_device(name: str, local_rank: int | None = None) -> "torch.device":
+    """Return the device called `name` ("auto" takes a GPU if there is one).
+
+    local_rank: of several processes on this machine; each takes the GPU of its number.
+    """
     import torch
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and local_rank is not None:
+        name = f"cuda:{local_rank}"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise BeamclipError(f"--device {name!r}: expected auto, cpu, cuda or cuda:N")
     device, visible = torch.device(name), torch.cuda.device_count()

@@ -5,13 +5,13 @@ Shape letters: B images, S side in pixels, F feature dimension, E embedding dime
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.errors import LibraryError
-from pipeline.schedule import Schedule, philox_words
+from pipeline.order import noise_seed
+from pipeline.schedule import Schedule
 from pipeline.students import StudentOptions, build_student
 
 EMBEDDING_DIM = 128  # section 4.2
@@ -39,7 +39,7 @@ class Contrasted(nn.Module):
         self.student = build_student(spec, dim=EMBEDDING_DIM, input_px=input_px, seed=seed)
         width = self.student.projection.in_features
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(philox_words(np.array([seed, 3], np.uint64), 0, 1)[0]))
+            torch.manual_seed(noise_seed(seed, 0))
             self.hidden = nn.Linear(width, width)
 
     def forward(self, views_B3SS: Tensor) -> Tensor:

@@ -1,88 +1,180 @@
 """Runs stage two by a recipe: opens the cache, checks that it is the recipe's, trains, probes."""
 
-import logging
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline import __version__, runtime
-from pipeline.anchors import cached_anchors, check_labels, named_anchors
-from pipeline.batches import TrainingBatches, check_cache
+from pipeline.anchors import check_labels
+from pipeline.batches import TrainingBatches
 from pipeline.cache import layout
 from pipeline.cache.reader import Anchors, TargetCache, read_manifest
-from pipeline.errors import CacheMismatchError, LibraryError
+from pipeline.errors import CacheMismatchError, RecipeError
 from pipeline.evaluate import Scores, evaluate_run
-from pipeline.losses import resolve_tau
+from pipeline.held_out import HeldOut, held_out_slice
+from pipeline.losses import LossSum, Sizes, resolve_tau
 from pipeline.options import differences, parse, to_mapping
 from pipeline.probes import ProbeOptions
-from pipeline.prompt_file import PromptFile, check_class_order, load_prompts
-from pipeline.prompts import PromptOptions, prompt_set
+from pipeline.ranks import ALONE, Ranks, joined, ranks_of_environment
 from pipeline.recipe import Recipe, recipe_from
+from pipeline.recipe_cache import known_teacher, open_cache, open_further, prompt_sets
 from pipeline.rundir import RunDir
 from pipeline.shards import Shard, find_shards, shards_at
 from pipeline.students import Student, build_student, init_student, load_weights
-from pipeline.teacher import LOCAL_DIR
-from pipeline.train import train_student
+from pipeline.train import EpochListener, TargetsSource, TeacherAnchors, train_students
+from pipeline.trainee import Trainee
 
-_log = logging.getLogger(__name__)
+LiveTargets = Callable[[TargetsSource, TargetCache], TargetsSource]
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How batches are made, which changes no number.
+
+    workers: processes that render, None for as many as serve. check_digests: hold every image
+    against its digest.
+    """
+
+    workers: int | None = None
+    check_digests: bool = True
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the students of one training share: caches, anchors, slice and stream."""
+
+    caches: Sequence[TargetCache]
+    teachers: Sequence[Anchors]  # the training anchors, in each teacher's space
+    sets: Mapping[str, Anchors]
+    shards: Sequence[Shard]
+    held_out: HeldOut | None
+    source: TargetsSource
 
 
 def train(
     recipe: Recipe,
-    cache_path: Path,
+    caches: Sequence[Path],
     shards: Sequence[Shard],
-    run_path: Path,
+    runs: Mapping[Path, Recipe] | Path,
     *,
     resume: bool,
-    workers: int,
     device: str,
+    loading: Loading = Loading(),
     generation: int | None = None,
-) -> dict[str, Any]:
-    """Train the recipe's student from a cache; return the last epoch's metrics.
+    on_epoch: EpochListener | None = None,
+    live: LiveTargets | None = None,
+) -> dict[Path, dict[str, Any]]:
+    """Train students from one stream of batches; return each run's last metrics.
 
-    generation: of the cache; by default the one that a resumed run was begun with, else the newest.
-    A run that is finished already is left as it is. Raises CacheMismatchError if the cache was made
-    by another recipe or from other shards, RunError if the run folder holds another run or is being
-    trained, StudentError, CacheError or ShardError.
+    runs: a folder for each student, with the recipe that differs from `recipe` in its student
+    alone; a path stands for one of `recipe` itself. caches: the teacher's, then those of further
+    teachers. generation: of the first cache; by default the one that a resumed run was begun with,
+    else the newest. live: puts other targets in place of the cached ones, given views of the
+    teacher's size too. Runs that are finished are left as they are. Raises CacheMismatchError if a
+    cache was made by another recipe or from other shards, RunError if a run folder holds another
+    run or is being trained, StudentError, CacheError or ShardError.
     """
-    run = RunDir(run_path)
-    if generation is None and resume and run.is_begun():
-        generation = run.read_origin()["cache"]["generation"]
-    cache = _open(cache_path, recipe, generation)
-    sets = _prompt_sets(recipe.prompts, cache, shards)
+    runs = {runs: recipe} if isinstance(runs, Path) else runs
+    folders = {RunDir(path): own for path, own in runs.items()}
+    ranks = ranks_of_environment()
+    where = runtime.pick_device(device, ranks.local if ranks.size > 1 else None)
+    if generation is None and resume:
+        generation = _begun_with(folders)
+    with joined(ranks, where), ExitStack() as stack:
+        setting = open_setting(
+            recipe, caches, shards, list(folders.values()), generation, where, loading, ranks, live
+        )
+        trainees = [
+            _trainee(run, own, setting, where, ranks)
+            for run, own in folders.items()
+            if not run.is_finished()
+        ]
+        inits = {trainee.run: trainee.student.started_from for trainee in trainees}
+        if ranks.leads:
+            for run, own in folders.items():
+                stack.enter_context(run.exclusive())
+                # What is finished needs its first weights no more.
+                init = inits[run] if run in inits else run.read_origin().get("init")
+                origin = {**_origin(setting, own, live is not None), "init": init}
+                run.begin(own.resolved(), origin, resume=resume)
+        ranks.meet()
+        trainees = [trainee for trainee in trainees if not trainee.run.is_finished()]
+        ranks.meet()  # none looks whether a run is finished after another has finished it
+        if trainees:
+            train_students(
+                trainees,
+                setting.source,
+                _teacher_anchors(setting),
+                recipe.training,
+                device=where,
+                held_out=setting.held_out,
+                ranks=ranks,
+                on_epoch=on_epoch,
+            )
+        ranks.meet()
+        return {run.path: run.last_metrics() for run in folders}
+
+
+def open_setting(
+    recipe: Recipe,
+    cache_paths: Sequence[Path],
+    shards: Sequence[Shard],
+    recipes: Sequence[Recipe],
+    generation: int | None,
+    device: torch.device,
+    loading: Loading = Loading(),
+    ranks: Ranks = ALONE,
+    live: LiveTargets | None = None,
+) -> Setting:
+    """Open what the students of `recipes` share; they may differ from `recipe` in the student."""
+    cache = open_cache(cache_paths[0], recipe, generation)
+    sets = prompt_sets(recipe.prompts, cache, shards)
     check_labels(cache, sets["zeroshot"])
-    input_px = recipe.student.input_px or int(cache.manifest["teacher"]["preprocess"]["size"])
-    where = runtime.pick_device(device)
-    source = TrainingBatches(
+    further = open_further(cache_paths[1:], recipe, cache, sets["anchors"])
+    held_out = held_out_slice(
         cache,
         shards,
-        input_px=input_px,
+        recipe.training.held_out_rows,
+        anchors=sets["anchors"],
+        zeroshot=sets["zeroshot"],
+        device=device,
+    )
+    sizes = {input_px(own, cache) for own in recipes}
+    if live is not None:
+        sizes.add(_teacher_px(cache))
+    batches = TrainingBatches(
+        cache,
+        shards,
+        sizes=sorted(sizes),
         batch_size=recipe.training.batch_size,
         num_views=recipe.views,
         seed=recipe.training.seed,
-        workers=workers,
+        others=[other for other, _ in further],
+        leave_out_N=None if held_out is None else held_out.leave_out_N,
+        window=recipe.training.window_shards,
+        workers=_workers(loading, cache, ranks),
+        ranks=ranks,
+        device=device,
+        check_digests=loading.check_digests,
     )
-    student = build_student(
-        recipe.student, dim=cache.dim, input_px=input_px, seed=recipe.training.seed
+    return Setting(
+        caches=[cache, *(other for other, _ in further)],
+        teachers=[sets["anchors"], *(anchors for _, anchors in further)],
+        sets=sets,
+        shards=shards,
+        held_out=held_out,
+        source=batches if live is None else live(batches, cache),
     )
-    init = init_student(student, recipe.student, input_px=input_px)
-    with run.exclusive():
-        origin = {**_origin(cache, shards, sets, input_px), "init": init}
-        run.begin(recipe.resolved(), origin, resume=resume)
-        if run.is_finished():
-            return run.last_metrics()
-        return train_student(
-            run,
-            student,
-            source,
-            torch.from_numpy(sets["anchors"].embeddings_AD),
-            resolve_tau(recipe.terms(), cache.logit_scale),
-            recipe.training,
-            device=where,
-        )
+
+
+def input_px(recipe: Recipe, cache: TargetCache) -> int:
+    """Return the side of the views that a recipe's student sees: its own, or the teacher's."""
+    return recipe.student.input_px or _teacher_px(cache)
 
 
 def probe(
@@ -105,7 +197,7 @@ def probe(
     origin = run.read_origin()
     cache_path = Path(origin["cache_path"]) if cache_path is None else cache_path
     manifest = read_manifest(cache_path, origin["cache"]["generation"])
-    if changed := differences(_known_teacher(manifest), origin["teacher"]):
+    if changed := differences(known_teacher(manifest), origin["teacher"]):
         raise CacheMismatchError(f"{cache_path} is of another teacher than the run's:", changed)
     shards = (
         find_shards(shard_patterns)
@@ -138,81 +230,82 @@ def rebuild_student(run: RunDir, recipe: Recipe) -> Student:
     return student
 
 
-def _open(path: Path, recipe: Recipe, generation: int | None) -> TargetCache:
-    """Open the train split under the recipe's schedule; raises CacheMismatchError with a diff."""
-    cache = TargetCache.open(path, "train", generation=generation)
-    if recipe.schedule.name in cache.manifest["splits"]["train"]["views"]:
-        cache = TargetCache.open(path, "train", recipe.schedule.name, generation=generation)
-    check_cache(cache, recipe.schedule, recipe.views, recipe.decode)
-    found = _named_teacher(cache.manifest["teacher"])
-    wanted = _named_teacher(vars(recipe.teacher))
-    if changed := differences({"teacher": found}, {"teacher": wanted}):
-        raise CacheMismatchError(f"{path} is of another teacher than the recipe's:", changed)
-    return cache
+def _teacher_px(cache: TargetCache) -> int:
+    return int(cache.manifest["teacher"]["preprocess"]["size"])
 
 
-def _prompt_sets(
-    spec: PromptOptions, cache: TargetCache, shards: Sequence[Shard]
-) -> dict[str, Anchors]:
-    """Return the cached anchors by their use, held against the prompt file if they are its own."""
-    prompts = _readable_prompts(spec)
-    if prompts is not None:
-        check_class_order(prompts, shards)
-    return {
-        use: _anchors(prompts or Path(spec.file).stem, name, cache)
-        for use, name in (("anchors", spec.anchors), ("zeroshot", spec.zeroshot))
-    }
+def _trainee(
+    run: RunDir, recipe: Recipe, setting: Setting, device: torch.device, ranks: Ranks
+) -> Trainee:
+    """Build a run's student and losses, from the recipe's seed alone."""
+    cache, anchors = setting.caches[0], setting.teachers[0]
+    size = input_px(recipe, cache)
+    seed = recipe.training.seed
+    student = build_student(recipe.student, dim=cache.dim, input_px=size, seed=seed)
+    init_student(student, recipe.student, input_px=size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        losses = LossSum(
+            resolve_tau(recipe.terms(), cache.logit_scale),
+            Sizes(
+                num_features=student.num_features,
+                dim=cache.dim,
+                num_anchors=len(anchors.embeddings_AD),
+                num_classes=int(cache.column("label").max()) + 1,
+            ),
+        )
+    return Trainee(run, student, losses, recipe.training, size=size, device=device, ranks=ranks)
 
 
-def _readable_prompts(spec: PromptOptions) -> PromptFile | None:
-    """Return the prompt file, or None if it takes a library that stage two does without."""
-    try:
-        return load_prompts(spec.file, spec.descriptions)
-    except LibraryError as error:
-        _log.warning("cached anchors were not held against their prompt file: %s", error)
-        return None
+def _teacher_anchors(setting: Setting) -> list[TeacherAnchors]:
+    return [
+        TeacherAnchors(torch.from_numpy(anchors.embeddings_AD), cache.logit_scale)
+        for cache, anchors in zip(setting.caches, setting.teachers, strict=True)
+    ]
 
 
-def _anchors(prompts: PromptFile | str, name: str, cache: TargetCache) -> Anchors:
-    """Return a set of the prompt file (or of its name), or any of the cache by its whole name."""
-    known = layout.anchor_names(cache.path)
-    if isinstance(prompts, str):
-        name = name if name in known else f"{prompts}-{name}"
-        return named_anchors(cache.path, cache.manifest, name)
-    if name not in prompts.prompt_sets and name in known:
-        return named_anchors(cache.path, cache.manifest, name)
-    return cached_anchors(cache.path, cache.manifest, prompt_set(prompts, name))
+def _begun_with(runs: Mapping[RunDir, Recipe]) -> int | None:
+    """Return the cache generation that begun runs were begun with; raises if they differ."""
+    found = {run.read_origin()["cache"]["generation"] for run in runs if run.is_begun()}
+    if len(found) > 1:
+        raise RecipeError(
+            f"the runs were begun with generations {sorted(found)} of the cache: train them apart"
+        )
+    return int(found.pop()) if found else None
 
 
-def _named_teacher(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Name a teacher as a recipe does; where a folder lies says nothing of what it holds."""
-    named = {name: fields[name] for name in ("model", "pretrained", "precision")}
-    if named["model"].startswith(LOCAL_DIR):
-        named["model"] = LOCAL_DIR
-    return named
+def _workers(loading: Loading, cache: TargetCache, ranks: Ranks) -> int:
+    """Return how many processes render: as told, or a core's each beside the one that trains."""
+    if loading.workers is not None:
+        return loading.workers
+    if sum(shard.size_bytes for shard in cache.shards) < runtime.LITTLE_BYTES:
+        return 0
+    return max(1, min(16, runtime.available_cores() // ranks.size - 1))
 
 
-def _known_teacher(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what tells a teacher from another of the same name or dimension."""
-    return {name: manifest["teacher"][name] for name in ("weights_sha256", "preprocess", "dim")}
-
-
-def _origin(
-    cache: TargetCache, shards: Sequence[Shard], sets: Mapping[str, Anchors], input_px: int
-) -> dict[str, Any]:
+def _origin(setting: Setting, recipe: Recipe, live: bool) -> dict[str, Any]:
     """Say what a run is made from; `cache` is what must not change when it is taken up again."""
+    cache = setting.caches[0]
+    further = {
+        f"further_{number}": {"digest": other.digest, "anchors": _digest(anchors)}
+        for number, (other, anchors) in enumerate(
+            zip(setting.caches[1:], setting.teachers[1:], strict=True), start=1
+        )
+    }
     return {
         "cache_path": str(cache.path.resolve()),
-        "shards": [[shard.split, str(shard.path.resolve())] for shard in shards],
-        "teacher": _known_teacher(cache.manifest),
+        "shards": [[shard.split, str(shard.path.resolve())] for shard in setting.shards],
+        "teacher": known_teacher(cache.manifest),
         "cache": {
             "generation": cache.manifest["generation"],
             "digest": cache.digest,
-            "anchors": layout.array_digest(sets["anchors"].embeddings_AD),
+            "anchors": _digest(setting.sets["anchors"]),
+            "live_targets": live,
+            **further,
         },
-        "prompt_sets": {use: anchors.name for use, anchors in sets.items()},
+        "prompt_sets": {use: anchors.name for use, anchors in setting.sets.items()},
         "dim": cache.dim,
-        "input_px": input_px,
+        "input_px": input_px(recipe, cache),
         "made_with": {
             "beamclip": __version__,
             "commit": runtime.git_commit(),
@@ -220,3 +313,7 @@ def _origin(
             "machine": platform.machine(),
         },
     }
+
+
+def _digest(anchors: Anchors) -> str:
+    return layout.array_digest(anchors.embeddings_AD)

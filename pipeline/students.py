@@ -61,7 +61,9 @@ class Student(nn.Module):
         std: tuple[float, ...],
     ) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.num_features = backbone, num_features
+        self.memory_format = torch.contiguous_format  # of the pixels that the backbone gets
+        self.started_from: dict[str, Any] | None = None  # its first weights, if given: init_student
         # Without a bias, as open_clip's own projections of timm towers are.
         self.projection = nn.Linear(num_features, dim, bias=False)
         self.register_buffer("mean", torch.tensor(mean)[:, None, None] * 255, persistent=False)
@@ -69,7 +71,9 @@ class Student(nn.Module):
 
     def features(self, views_B3SS: Tensor) -> Tensor:
         """Return float32 [B,F] features of uint8 views, as the backbone gives them."""
-        features_BF: Tensor = self.backbone((views_B3SS - self.mean) / self.std).float()
+        pixels_B3SS = (views_B3SS - self.mean) / self.std
+        pixels_B3SS = pixels_B3SS.contiguous(memory_format=self.memory_format)
+        features_BF: Tensor = self.backbone(pixels_B3SS).float()
         return features_BF
 
     def forward(self, views_B3SS: Tensor) -> StudentOutputs:
@@ -109,18 +113,19 @@ def init_student(student: Student, spec: StudentOptions, *, input_px: int) -> di
     """Put the weights that `spec.init` names into the backbone; raises StudentError.
 
     The projection stays as it was drawn. Returns what the weights are (source, sha256, how many
-    tensors were used, are missing, are left over), or None for a start from scratch. A download
-    that cannot be had is an error; random weights never take its place.
+    tensors were used, are missing, are left over), or None for a start from scratch; the student
+    keeps it as `started_from`. A download that cannot be had is an error; random weights never take
+    its place.
     """
-    if spec.init == SCRATCH:
-        return None
     if spec.init == TIMM:
         name, tensors = _timm_weights(student.backbone, input_px)
         found = {"source": f"timm {name}", "sha256": tensors_sha256(tensors)}
-        return found | _adopt(student.backbone, tensors, f"timm's {name}")
-    path = find_weights(Path(spec.init))
-    found = {"source": str(path.resolve()), "sha256": file_sha256(path)}
-    return found | _adopt(student.backbone, read_tensors(path), str(path))
+        student.started_from = found | _adopt(student.backbone, tensors, f"timm's {name}")
+    elif spec.init != SCRATCH:
+        path = find_weights(Path(spec.init))
+        found = {"source": str(path.resolve()), "sha256": file_sha256(path)}
+        student.started_from = found | _adopt(student.backbone, read_tensors(path), str(path))
+    return student.started_from
 
 
 def load_weights(student: Student, weights: Mapping[str, Tensor], *, where: object) -> None:

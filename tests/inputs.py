@@ -20,7 +20,7 @@ losses:
   csm_ce: {{weight: 1}}
   entmin: {{weight: 1}}
   ism: {{weight: 10}}
-training: {{epochs: 2, batch_size: 8, learning_rate: 0.02}}
+training: {{epochs: 2, batch_size: 8, learning_rate: 0.02, held_out_rows: 0}}
 max_skip_fraction: 0.1
 """
 PROMPTS = """

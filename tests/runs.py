@@ -33,16 +33,17 @@ def train(
     generation: int | None = None,
 ) -> dict[str, Any]:
     """Run stage two in this process."""
-    return stage_two.train(
+    found = stage_two.train(
         recipe,
-        cache,
+        [cache],
         find_shards([str(shards)]),
         run,
         resume=resume,
-        workers=workers,
+        loading=stage_two.Loading(workers=workers),
         device="cpu",
         generation=generation,
     )
+    return found[run]
 
 
 def probe(run: Path, cache: Path | None = None) -> Any:

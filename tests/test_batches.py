@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.batches import TrainingBatches, ViewBatch, check_cache, eval_batches, plan_epoch
+from pipeline.batches import TrainingBatches, ViewBatch, check_cache, eval_batches
 from pipeline.cache.reader import TargetCache
 from pipeline.decode import DecodePolicy
-from pipeline.errors import CacheMismatchError, ShardError, StudentError
+from pipeline.errors import CacheMismatchError, ShardError
 from pipeline.recipe import load_recipe
 from pipeline.resident import resident_teacher
 from pipeline.runtime import torch_threads
@@ -49,8 +49,9 @@ def holed(tmp_path_factory: pytest.TempPathFactory, recipe_file: Path) -> tuple[
 
 
 def source(cache: TargetCache, shards: list[Shard], **changes: int) -> TrainingBatches:
-    settings = {"input_px": TEACHER_PX, "batch_size": 8, "num_views": 2, "seed": 0} | changes
-    return TrainingBatches(cache, shards, **settings)
+    settings = {"batch_size": 8, "num_views": 2, "seed": 0} | changes
+    size = settings.pop("input_px", TEACHER_PX)
+    return TrainingBatches(cache, shards, sizes=(size,), **settings)
 
 
 def samples_by_row(cache: TargetCache, shards: Iterable[Shard]) -> dict[int, Sample]:
@@ -70,50 +71,12 @@ def scheduled(cache: TargetCache, sample: Sample, row: int, view: int) -> ViewPa
 
 
 def assert_same(one: ViewBatch, other: ViewBatch) -> None:
-    assert torch.equal(one.geometry_B3SS, other.geometry_B3SS)
+    assert one.geometry.keys() == other.geometry.keys()
+    assert all(torch.equal(views, other.geometry[size]) for size, views in one.geometry.items())
     assert np.array_equal(one.params_BP, other.params_BP)
     assert torch.equal(one.target_BD, other.target_BD)
     assert torch.equal(one.rows_B, other.rows_B)
     assert torch.equal(one.labels_B, other.labels_B)
-
-
-class TestPlan:
-    @pytest.mark.parametrize(("rows", "batch"), [(24, 8), (24, 7), (1, 1), (5, 5), (1000, 32)])
-    def test_an_epoch_sees_no_row_twice_and_leaves_out_less_than_a_batch(
-        self, rows: int, batch: int
-    ) -> None:
-        plan = plan_epoch(rows, batch, seed=3, epoch=1)
-        assert plan.shape == (rows // batch, batch)
-        assert len(np.unique(plan)) == plan.size
-        assert 0 <= plan.min() <= plan.max() < rows
-
-    def test_is_a_function_of_seed_and_epoch_alone(self) -> None:
-        plans = [plan_epoch(50, 8, seed, epoch) for seed, epoch in [(0, 3), (1, 9), (0, 3)]]
-        assert np.array_equal(plans[0], plans[2])
-
-    def test_differs_between_epochs_and_between_seeds(self) -> None:
-        plans = [plan_epoch(50, 8, seed, epoch) for seed in range(4) for epoch in range(4)]
-        assert len({plan.tobytes() for plan in plans}) == 16
-
-    def test_leaves_out_another_part_each_epoch(self) -> None:
-        left_out = {
-            frozenset(range(10)) - frozenset(plan_epoch(10, 8, 0, epoch).flat)
-            for epoch in range(20)
-        }
-        assert len(left_out) > 5
-
-    def test_every_place_is_as_likely_as_another(self) -> None:
-        first = [int(plan_epoch(10, 2, 0, epoch)[0, 0]) for epoch in range(2000)]
-        counts = np.bincount(first, minlength=10)
-        # Chi-square of 9 degrees of freedom: 27.9 is passed once in a thousand.
-        assert ((counts - 200) ** 2 / 200).sum() < 27.9
-
-    def test_fewer_rows_than_a_batch_make_one_step_of_all(self) -> None:
-        assert sorted(plan_epoch(3, 8, 0, 0).tolist()[0]) == [0, 1, 2]
-
-    def test_no_row_at_all_is_an_error(self) -> None:
-        with pytest.raises(StudentError, match="no valid row"):
-            plan_epoch(0, 8, 0, 0)
 
 
 class TestViews:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.batches import plan_epoch
 from pipeline.errors import ShardError, StudentError
+from pipeline.order import plan_epoch
 from pipeline.pairs import PairBatch, Pairs
 from pipeline.schedule import Schedule
 from pipeline.shards import find_shards, read_samples, write_shards

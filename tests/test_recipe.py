@@ -203,7 +203,7 @@ class TestChecking:
             ("max_skip_fraction", 1.1, "max_skip_fraction is a share"),
             ("max_skip_fraction", -0.1, "max_skip_fraction is a share"),
             ("schedule.flip", 2, "flip is a probability"),
-            ("training.epochs", 0, "epochs and batch_size are at least 1"),
+            ("training.epochs", 0, "epochs, batch_size and accumulate are at least 1"),
             ("training.optimizer", "lion", "'training.optimizer'"),
             ("losses.csm_ce.tau", -1, "tau must be positive"),
             ("losses", {}, "no loss has a weight"),

@@ -332,11 +332,10 @@ class TestFolder:
         with pytest.raises(BeamclipError, match="expected auto, cpu"):
             stage_two.train(
                 small_recipe(recipe_file),
-                sealed_cache,
+                [sealed_cache],
                 shards,
                 run,
                 resume=False,
-                workers=0,
                 device="warp",
             )
         assert not run.exists()
@@ -361,7 +360,7 @@ class TestProbe:
         shards = shards_at([(split, odd / path.name) for split, path in paths])
         recipe = small_recipe(recipe_file, "training.epochs=1")
         run = tmp_path / "run"
-        stage_two.train(recipe, sealed_cache, shards, run, resume=False, workers=0, device="cpu")
+        stage_two.train(recipe, [sealed_cache], shards, run, resume=False, device="cpu")
         assert probe(run)["student"]
 
     def test_works_after_the_run_has_moved(self, run_copy: Path, finished: Path) -> None:
@@ -554,12 +553,14 @@ class TestInit:
     ) -> None:
         recipe = small_recipe(recipe_file, f"student.init={weights}")
         train(recipe, sealed_cache, shards_dir, tmp_path / "run")
+        (tmp_path / "run" / "student.safetensors").unlink()  # as if it had not been finished
         train(recipe, sealed_cache, shards_dir, tmp_path / "run", resume=True)
+        (tmp_path / "run" / "student.safetensors").unlink()
         self.save(weights, seed=6)
         with pytest.raises(RunError, match=r"init\.sha256: run has '.*', asked for '"):
             train(recipe, sealed_cache, shards_dir, tmp_path / "run", resume=True)
 
-    def test_is_not_needed_to_probe(
+    def test_is_not_needed_by_what_is_finished(
         self,
         weights: Path,
         sealed_cache: Path,
@@ -570,6 +571,7 @@ class TestInit:
         recipe = small_recipe(recipe_file, f"student.init={weights}")
         train(recipe, sealed_cache, shards_dir, tmp_path / "run")
         weights.unlink()
+        train(recipe, sealed_cache, shards_dir, tmp_path / "run", resume=True)
         assert probe(tmp_path / "run")["student"]
 
     def test_that_does_not_fit_leaves_no_run_behind(

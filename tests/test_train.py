@@ -1,13 +1,11 @@
 """Training is one function of recipe and cache, however often it is interrupted."""
 
 import json
-import math
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +15,14 @@ from torch import Tensor, nn
 
 from pipeline.batches import TrainingBatches, ViewBatch
 from pipeline.cache.reader import TargetCache
-from pipeline.errors import RecipeError, StudentError
-from pipeline.losses import parse_terms, resolve_tau
-from pipeline.options import parse
+from pipeline.errors import StudentError
+from pipeline.losses import LossSum, Sizes, parse_terms, resolve_tau
+from pipeline.optimizing import TrainOptions
 from pipeline.rundir import RunDir
 from pipeline.shards import find_shards
 from pipeline.students import Student, StudentOptions, build_student
-from pipeline.train import TrainOptions, learning_rate, train_student
+from pipeline.train import TeacherAnchors, train_students
+from pipeline.trainee import Trainee
 from tests.runs import MODEL, small_recipe
 from tests.runs import train as train_by_recipe
 
@@ -48,6 +47,9 @@ class Stopping:
         yield from self.source.starting_at(step, min(stop, self.before))
         raise Stop
 
+    def targets_before(self, step: int, count: int) -> Tensor:
+        return self.source.targets_before(step, count)
+
 
 class Bench:
     """Trains on the tests' cache, in folders of its own."""
@@ -59,7 +61,7 @@ class Bench:
         return TrainingBatches(
             self.cache,
             find_shards([str(self.shards)]),
-            input_px=PX,
+            sizes=(PX,),
             batch_size=batch_size,
             num_views=2,
             seed=0,
@@ -79,15 +81,26 @@ class Bench:
         **options: Any,
     ) -> dict[str, Any]:
         source = self.source(batch_size)
-        return train_student(
-            self.run(name),
-            student or self.student(),
+        spec = TrainOptions(**{"epochs": 2, "learning_rate": 0.02, **options})
+        anchors_AD = torch.from_numpy(self.cache.anchors("shapes-context").embeddings_AD)
+        (metrics,) = train_students(
+            [self.trainee(name, student or self.student(), spec, losses)],
             source if stop_before is None else Stopping(source, stop_before),
-            torch.from_numpy(self.cache.anchors("shapes-context").embeddings_AD),
-            resolve_tau(parse_terms(losses, where="test"), self.cache.logit_scale),
-            TrainOptions(**{"epochs": 2, "learning_rate": 0.02, **options}),
+            [TeacherAnchors(anchors_AD, self.cache.logit_scale)],
+            spec,
             device=CPU,
         )
+        return metrics
+
+    def trainee(
+        self, name: str, student: Student, spec: TrainOptions, losses: dict[str, Any] = LOSSES
+    ) -> Trainee:
+        terms = resolve_tau(parse_terms(losses, where="test"), self.cache.logit_scale)
+        sizes = Sizes(student.num_features, self.cache.dim, num_anchors=3, num_classes=3)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            total = LossSum(terms, sizes)
+        return Trainee(self.run(name), student, total, spec, size=PX, device=CPU)
 
     def run(self, name: str) -> RunDir:
         return RunDir(self.folder / name)
@@ -340,76 +353,71 @@ class TestRun:
             bench.train("run", student=bench.student("resnet10t"), batch_size=1)
 
 
-class TestLearningRate:
-    def rates(self, per_epoch: int, **options: Any) -> list[float]:
-        spec = TrainOptions(**options)
-        last = spec.epochs * per_epoch
-        return [learning_rate(step, last, per_epoch, spec) for step in range(last)]
+class TestParts:
+    """Ways of working that cost no number, or little."""
 
-    def test_without_warm_up_is_one_cosine_from_the_top_to_nothing(self) -> None:
-        found = self.rates(10, epochs=2, learning_rate=0.4)
-        expected = [0.2 * (1 + math.cos(math.pi * step / 20)) for step in range(20)]
-        assert found == pytest.approx(expected)
-        assert found[0] == 0.4
-        assert found[10] == pytest.approx(0.2)
-        assert 0 < found[-1] < 0.4 * 0.01
+    def test_a_step_in_parts_is_the_step_in_one_without_batch_statistics(
+        self, bench: Bench
+    ) -> None:
+        # Keys are of the whole step, so crd sees the same negatives in parts.
+        losses = {**LOSSES, "crd": {"bank": 10}, "seed": {"bank": 10}}
+        for parts in (1, 4):
+            bench.train(
+                str(parts),
+                student=bench.student("test_vit"),
+                losses=losses,
+                accumulate=parts,
+                clip_norm=1.0,
+            )
+        one, four = (bench.run(name).load_weights("student_raw") for name in ("1", "4"))
+        for name, value in one.items():
+            torch.testing.assert_close(four[name], value, rtol=1e-3, atol=2e-5)
 
-    def test_warms_up_in_a_line_and_then_falls(self) -> None:
-        found = self.rates(10, epochs=4, learning_rate=1.0, warmup_epochs=1)
-        assert found[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
-        assert found[10] == 1.0
-        assert all(one > other for one, other in pairwise(found[10:]))
-        assert found[25] == pytest.approx(0.5)
+    def test_parts_that_do_not_divide_what_there_is_are_an_error(self, bench: Bench) -> None:
+        with pytest.raises(StudentError, match=r"do not divide into training\.accumulate 16"):
+            bench.train("run", batch_size=100, accumulate=16)  # 24 rows make one step
 
-    def test_is_the_cosine_of_torch(self) -> None:
-        parameter = nn.Parameter(torch.zeros(1))
-        optimizer = torch.optim.SGD([parameter], lr=0.3)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=12)
-        expected = []
-        for _ in range(12):
-            expected.append(optimizer.param_groups[0]["lr"])
-            optimizer.step()
-            schedule.step()
-        assert self.rates(3, epochs=4, learning_rate=0.3) == pytest.approx(expected)
+    def test_gradients_are_clipped_to_their_norm(self, bench: Bench) -> None:
+        rate, limit = 1e-3, 1e-6
+        student = bench.student("test_vit")
+        before = {name: value.clone() for name, value in student.state_dict().items()}
+        bench.train(
+            "run",
+            student=student,
+            epochs=1,
+            batch_size=24,
+            learning_rate=rate,
+            clip_norm=limit,
+            weight_decay=0.0,
+        )
+        after = bench.run("run").load_weights("student_raw")
+        moved = torch.cat([(after[name] - value).flatten() for name, value in before.items()])
+        assert 0 < moved.norm() <= rate * limit * 1.01
 
-    def test_may_warm_up_for_part_of_an_epoch(self) -> None:
-        found = self.rates(10, epochs=1, learning_rate=1.0, warmup_epochs=0.25)
-        falling = 0.5 * (1 + math.cos(math.pi * 0.5 / 7.5))
-        assert found[:4] == pytest.approx([0.4, 0.8, 1.0, falling])
+    @pytest.mark.parametrize(
+        "settings", [{"precision": "bf16"}, {"channels_last": True}], ids=["bf16", "channels_last"]
+    )
+    def test_other_ways_of_computing_end_near_the_plain_one_and_resume_exactly(
+        self, bench: Bench, settings: dict[str, Any]
+    ) -> None:
+        plain = bench.train("plain")
+        straight = bench.train("straight", **settings)
+        assert straight["loss"] == pytest.approx(plain["loss"], rel=0.05)
+        assert straight["loss"] != plain["loss"] or settings == {"channels_last": True}
+        with pytest.raises(Stop):
+            bench.train("stopped", stop_before=5, checkpoint_steps=2, **settings)
+        bench.train("stopped", checkpoint_steps=2, **settings)
+        assert_same_run(bench.run("stopped"), bench.run("straight"))
+        for value in bench.run("straight").load_weights("student").values():
+            assert value.dtype != torch.bfloat16
 
-    @pytest.mark.parametrize("epochs", [1, 3])
-    def test_is_positive_to_the_last_step(self, epochs: int) -> None:
-        for warmup in (0.0, 0.5, epochs - 0.5):
-            found = self.rates(3, epochs=epochs, learning_rate=0.1, warmup_epochs=warmup)
-            assert all(0 < rate <= 0.1 for rate in found)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({}, "'epochs' is required"),
-        ({"epochs": 0}, "epochs and batch_size are at least 1"),
-        ({"batch_size": 0}, "epochs and batch_size are at least 1"),
-        ({"warmup_epochs": 1.0}, "warmup_epochs is below epochs"),
-        ({"ema": 1.0}, "ema is at least 0 and below 1"),
-        ({"ema": -0.1}, "ema is at least 0 and below 1"),
-        ({"learning_rate": 0}, "learning_rate is above 0, not 0"),
-        ({"learning_rate": -0.1}, "learning_rate is above 0, not -0.1"),
-        ({"momentum": 1.0}, "momentum is at least 0 and below 1, not 1.0"),
-        ({"momentum": -0.1}, "momentum is at least 0 and below 1, not -0.1"),
-        ({"weight_decay": -1}, "weight_decay is at least 0, not -1"),
-        ({"warmup_epochs": -1}, "warmup_epochs is at least 0, not -1"),
-        ({"checkpoint_steps": -1}, "checkpoint_steps is at least 0, not -1"),
-        ({"seed": -1}, "seed is between 0 and"),
-        ({"seed": 2**63}, "seed is between 0 and"),
-        ({"optimizer": "lion"}, "'optimizer'"),
-        ({"learning_rte": 0.1}, "did you mean 'learning_rate'"),
-        ({"mixup": 0.2}, "unknown key 'mixup'"),
-    ],
-)
-def test_wrong_options_are_refused_before_anything_runs(
-    fields: dict[str, Any], message: str
-) -> None:
-    given = {"epochs": 1, **fields} if fields else {}
-    with pytest.raises(RecipeError, match=message):
-        parse(TrainOptions, given, where="test")
+    def test_a_loss_with_parameters_and_one_with_a_bank_resume_exactly(self, bench: Bench) -> None:
+        losses = {"supervised": {}, "seed": {"bank": 20}, "crd": {"bank": 9}}
+        bench.train("straight", losses=losses, checkpoint_steps=2)
+        with pytest.raises(Stop):
+            bench.train("stopped", losses=losses, stop_before=5, checkpoint_steps=2)
+        bench.train("stopped", losses=losses, checkpoint_steps=2)
+        assert_same_run(bench.run("stopped"), bench.run("straight"))
+        saved = bench.run("straight").load_checkpoint()
+        assert saved is not None
+        assert any("supervised" in name for name in saved["losses"])

@@ -10,7 +10,8 @@ from pipeline.audit.findings import Problem
 from pipeline.audit.live import live_teacher, recorded_options
 from pipeline.audit.verify import Verdict, verify_cache
 from pipeline.cache import layout, writer
-from pipeline.cache.reader import read_array, read_manifest
+from pipeline.cache.arrays import read_array
+from pipeline.cache.reader import read_manifest
 from pipeline.cache.seal import seal_cache
 from pipeline.cluster import Place
 from pipeline.embed import CacheOptions, build_cache

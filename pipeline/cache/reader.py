@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zarr
-from zarr.storage import LocalStore
 
 from pipeline.cache import layout
+from pipeline.cache.arrays import REDO, attributes_of, open_array, read_array, read_raw
 from pipeline.cache.scratch import shared_array
 from pipeline.errors import CacheError
 from pipeline.options import nearest
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     import dask.array
 
 _RESEAL = "run teacher-cache again: it writes the index anew from the units"
-_REDO = "`beamclip cache repair` makes it anew, and touches nothing else"
 
 
 @dataclass(frozen=True)
@@ -181,9 +179,7 @@ class TargetCache:
 
         Normalised anew: rounding to float16 had moved the norm by up to 1e-3.
         """
-        targets_BD = np.asarray(self.view(view)[rows], dtype=np.float32)
-        targets_BD /= np.linalg.norm(targets_BD, axis=1, keepdims=True)
-        return targets_BD
+        return normalised(self.view(view)[rows])
 
     def view_params(self, rows: np.ndarray, view: int) -> np.ndarray:
         """Return the parameters that decided these views: float32 [B,P]."""
@@ -199,6 +195,10 @@ class TargetCache:
     def iter_units(self, view: int) -> Iterator[tuple[slice, np.ndarray]]:
         """Yield (rows, targets float16 [n,D]) unit by unit, checked against the unit's digests."""
         yield from self._iter_units("targets", view)
+
+    def of_shard(self, array: str, shard: int, view: int) -> np.ndarray:
+        """Return one view of a shard (by number): `targets` [n,D] or `params` [n,P], checked."""
+        return self._checked(array, self.shards[shard], self._range_of(view), view)
 
     def anchors(self, name: str) -> Anchors:
         """Return a prompt set; raises CacheError naming the nearest one if it is not there."""
@@ -216,7 +216,7 @@ class TargetCache:
             dask.array.concatenate(
                 [
                     dask.array.from_zarr(
-                        _open_array(self.path / self._unit(shard, views), "targets")
+                        open_array(self.path / self._unit(shard, views), "targets")
                     )
                     for views in self._ranges
                 ],
@@ -225,9 +225,6 @@ class TargetCache:
             for shard in self.shards
         ]
         return dask.array.concatenate(shards, axis=0)
-
-    def _open(self, shard: CachedShard, views: tuple[int, int]) -> "zarr.Array[Any]":
-        return _open_array(self.path / self._unit(shard, views), "targets")
 
     def _units(self) -> list[layout.UnitId]:
         return [
@@ -240,24 +237,35 @@ class TargetCache:
         return "units/" + layout.UnitId(self.split, shard.name, self.schedule_name, *views).name
 
     def _iter_units(self, array: str, view: int) -> Iterator[tuple[slice, np.ndarray]]:
+        views = self._range_of(view)
+        for shard in self.shards:
+            values = self._checked(array, shard, views, view)
+            yield slice(shard.first, shard.first + shard.rows), values
+
+    def _range_of(self, view: int) -> tuple[int, int]:
         views = next((r for r in self._ranges if r[0] <= view <= r[1]), None)
         if views is None:
             raise CacheError(
                 f"{self.path}: schedule {self.schedule_name!r} has views 0 to "
                 f"{self.num_views - 1}, not {view}"
             )
-        for shard in self.shards:
-            place = self._unit(shard, views)
-            values = _read_array(self.path / place, array, (slice(None), view - views[0]))
-            attributes = _attributes(self.path / place)
-            if layout.unit_digest(attributes) != self._seal["units"][place.removeprefix("units/")]:
-                raise CacheError(f"{self.path}/{place} is not the unit that was sealed; {_REDO}")
-            if layout.array_digest(values) != attributes["digests"][array][view - views[0]]:
-                raise CacheError(
-                    f"{self.path}/{place}: view {view} of {array!r} does not match its digest "
-                    f"(a chunk lost, swapped or of another run); {_REDO}"
-                )
-            yield slice(shard.first, shard.first + shard.rows), values
+        return views
+
+    def _checked(
+        self, array: str, shard: CachedShard, views: tuple[int, int], view: int
+    ) -> np.ndarray:
+        """Read one view of a unit's array and hold it against the seal and its digest."""
+        place = self._unit(shard, views)
+        values = read_raw(self.path / place, array, (slice(None), view - views[0]))
+        attributes = attributes_of(self.path / place)
+        if layout.unit_digest(attributes) != self._seal["units"][place.removeprefix("units/")]:
+            raise CacheError(f"{self.path}/{place} is not the unit that was sealed; {REDO}")
+        if layout.array_digest(values) != attributes["digests"][array][view - views[0]]:
+            raise CacheError(
+                f"{self.path}/{place}: view {view} of {array!r} does not match its digest "
+                f"(a chunk lost, swapped or of another run); {REDO}"
+            )
+        return values
 
     def _mapped(self, array: str, view: int) -> np.ndarray:
         if (array, view) not in self._maps:
@@ -273,6 +281,13 @@ class TargetCache:
             layout.UNIT_ARRAYS[array].dtype,
             (values for _, values in self._iter_units(array, view)),
         )
+
+
+def normalised(targets_BD: np.ndarray) -> np.ndarray:
+    """Return vectors as float32 [B,D] of norm 1."""
+    found_BD = np.asarray(targets_BD, dtype=np.float32)
+    found_BD /= np.linalg.norm(found_BD, axis=1, keepdims=True)
+    return found_BD
 
 
 def read_manifest(path: Path, generation: int | None = None) -> dict[str, Any]:
@@ -308,10 +323,10 @@ def read_anchors(path: Path, name: str) -> Anchors:
     if name not in known:
         hint = nearest(name, known) if known else "it has none"
         raise CacheError(f"{path} has no anchors {name!r}: {hint}")
-    arrays = {array: _read_array(folder, array) for array in layout.ANCHOR_ARRAYS}
-    attributes = _attributes(folder)
+    arrays = {array: read_raw(folder, array) for array in layout.ANCHOR_ARRAYS}
+    attributes = attributes_of(folder)
     if layout.content_digests(arrays) != attributes["digests"]:
-        raise CacheError(f"{folder} does not match its digests; {_REDO}")
+        raise CacheError(f"{folder} does not match its digests; {REDO}")
     return Anchors(
         name=name,
         embeddings_AD=arrays["embeddings"],
@@ -323,34 +338,6 @@ def read_anchors(path: Path, name: str) -> Anchors:
         labelled=bool(attributes.get("labelled", True)),
         cuts=tuple(attributes.get("cuts", ())),
     )
-
-
-def read_array(group: Path, name: str) -> np.ndarray:
-    """Return an array of a unit (not one that is chunked by view), checked against its digest."""
-    values = _read_array(group, name)
-    if layout.array_digest(values) != _attributes(group)["digests"][name]:
-        raise CacheError(f"{group}: {name!r} does not match its digest; {_REDO}")
-    return values
-
-
-def _open_array(group: Path, name: str) -> "zarr.Array[Any]":
-    try:
-        found = zarr.open_group(LocalStore(group, read_only=True), mode="r")[name]
-    except Exception as error:  # missing and damaged metadata raise many kinds
-        reason = f"{type(error).__name__}: {error}"
-        raise CacheError(f"{group}: cannot open {name!r} ({reason}); {_REDO}") from None
-    if not isinstance(found, zarr.Array):
-        raise CacheError(f"{group}: {name!r} is no array; {_REDO}")
-    return found
-
-
-def _read_array(group: Path, name: str, selection: Any = ...) -> np.ndarray:
-    found = _open_array(group, name)
-    try:
-        return np.asarray(found[selection])
-    except Exception as error:  # checksums, truncation and lost files raise many kinds
-        reason = f"{type(error).__name__}: {error}"
-        raise CacheError(f"{group}: {name!r} is damaged ({reason}); {_REDO}") from None
 
 
 def _read_seal(path: Path, generation: int) -> dict[str, Any]:
@@ -373,14 +360,3 @@ def _unsealed(path: Path, generation: int) -> str:
         f"{which} is not sealed: stage one has not finished, or something was lost from it; run "
         "teacher-cache again, it goes on where it stopped"
     ) + (f" (generation {older[-1]} is sealed: --generation {older[-1]})" if older else "")
-
-
-def _attributes(group: Path) -> dict[str, Any]:
-    """Return a group's attributes without opening its arrays."""
-    try:
-        metadata = json.loads((group / "zarr.json").read_text(encoding="utf-8"))
-        attributes = metadata["attributes"]
-        _ = attributes["digests"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CacheError(f"{group}: damaged zarr.json ({error!r}); {_REDO}") from None
-    return dict(attributes)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.cache import layout, writer
-from pipeline.cache.reader import read_array
+from pipeline.cache.arrays import read_array
 from pipeline.errors import CacheError, LossesError
 
 

@@ -14,15 +14,19 @@ from pipeline.probes.zeroshot import ZeroshotOptions
 
 @dataclass(frozen=True)
 class Probe:
-    """One evaluation; `headline` is the score of it that tables show and chance is told for."""
+    """One evaluation; `headline` is the score of it that tables show and chance is told for.
+
+    learns: whether it looks at the train features.
+    """
 
     run: Callable[[Features, Features, Anchors, Any], dict[str, float]]
     headline: str
+    learns: bool = True
 
 
 PROBES: Mapping[str, Probe] = {
     "linear": Probe(linear.run, "accuracy"),
-    "zeroshot": Probe(zeroshot.run, "top1"),
+    "zeroshot": Probe(zeroshot.run, "top1", learns=False),
 }
 
 
