@@ -24,6 +24,7 @@ from pipeline.cli_options import json_option as _json
 from pipeline.cli_options import recipe_option as _recipe
 from pipeline.cli_options import set_option as _set
 from pipeline.cli_options import shards_option as _shards
+from pipeline.cli_pretrain import pretrain
 from pipeline.cli_train import train_student
 from pipeline.errors import BeamclipError
 
@@ -250,6 +251,7 @@ def _place(**options: Any) -> Any:
 main.add_command(anchors)
 main.add_command(cache)
 main.add_command(data)
+main.add_command(pretrain)
 main.add_command(train_student)
 
 

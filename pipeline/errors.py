@@ -23,7 +23,7 @@ class DataError(BeamclipError):
 
 
 class LibraryError(DataError):
-    """Prompts or data are to be read from a library that is not installed."""
+    """Prompts, data or a loss are to come from a library that is not installed."""
 
 
 class TeacherError(BeamclipError):

@@ -1,7 +1,7 @@
 """A run folder: everything that one training leaves on disk, each file whole or absent.
 
 recipe.yaml        the resolved recipe
-run.json           what it was made from: cache generation and digest, versions, commit
+run.json           what it was made from: cache generation and digest, first weights, versions
 metrics.jsonl      one line per epoch
 checkpoint-*.pt    the last two states, to go on from
 student.safetensors, student_raw.safetensors   the EMA and the raw weights; written last
@@ -62,12 +62,14 @@ class RunDir:
                     f"{self.path} already holds a run; go on with --resume, or name another --run"
                 )
             changed = differences(self.read_recipe(), recipe)
-            changed += differences(self.read_origin()["cache"], origin["cache"])
+            changed += differences(_bound(self.read_origin()), _bound(origin))
             if changed:
                 rows = [
                     f"  {field}: run has {old!r}, asked for {new!r}" for field, old, new in changed
                 ]
-                head = f"{self.path} was begun with another recipe or cache; name another --run"
+                head = (
+                    f"{self.path} was begun with another recipe, cache or init; name another --run"
+                )
                 raise RunError("\n".join([head, *rows]))
             for left_behind in self.path.glob(".*.tmp"):  # by a run that was killed
                 left_behind.unlink()
@@ -186,6 +188,12 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
         if damaged := archive.testzip():
             raise zipfile.BadZipFile(f"{damaged} does not match its checksum")
     return dict(torch.load(path, map_location="cpu", weights_only=True))
+
+
+def _bound(origin: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what must not change of an origin: the cache, the content of the first weights."""
+    init = origin.get("init") or {}
+    return {**origin["cache"], "init": {"sha256": init.get("sha256")}}
 
 
 def _damaged(path: Path, error: Exception) -> RunError:

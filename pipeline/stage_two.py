@@ -25,7 +25,7 @@ from pipeline.recipe import Recipe, recipe_from
 from pipeline.recipe_cache import known_teacher, open_cache, open_further, prompt_sets
 from pipeline.rundir import RunDir
 from pipeline.shards import Shard, find_shards, shards_at
-from pipeline.students import Student, build_student, load_weights
+from pipeline.students import Student, build_student, init_student, load_weights
 from pipeline.train import EpochListener, TargetsSource, TeacherAnchors, train_students
 from pipeline.trainee import Trainee
 
@@ -95,10 +95,14 @@ def train(
             for run, own in folders.items()
             if not run.is_finished()
         ]
+        inits = {trainee.run: trainee.student.started_from for trainee in trainees}
         if ranks.leads:
             for run, own in folders.items():
                 stack.enter_context(run.exclusive())
-                run.begin(own.resolved(), _origin(setting, own, live is not None), resume=resume)
+                # What is finished needs its first weights no more.
+                init = inits[run] if run in inits else run.read_origin().get("init")
+                origin = {**_origin(setting, own, live is not None), "init": init}
+                run.begin(own.resolved(), origin, resume=resume)
         ranks.meet()
         trainees = [trainee for trainee in trainees if not trainee.run.is_finished()]
         ranks.meet()  # none looks whether a run is finished after another has finished it
@@ -247,6 +251,7 @@ def _trainee(
     size = input_px(recipe, cache)
     seed = recipe.training.seed
     student = build_student(recipe.student, dim=cache.dim, input_px=size, seed=seed)
+    init_student(student, recipe.student, input_px=size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         losses = LossSum(

@@ -3,28 +3,45 @@
 Shape letters: B batch, S side in pixels, F feature dimension, D teacher dimension.
 """
 
+import logging
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.checkpoints import file_sha256, find_weights, read_tensors, tensors_sha256
 from pipeline.contracts import StudentOutputs
 from pipeline.errors import StudentError
+from pipeline.fitting import fit_backbone
+from pipeline.hub import offline_if_unreachable
 from pipeline.options import nearest, options
+from pipeline.stems import shrink_stem
+
+_log = logging.getLogger(__name__)
+Stem = Literal["imagenet", "small"]
+SCRATCH, TIMM = "scratch", "timm"
 
 
 @options
 class StudentOptions:
-    """Which student, and how large it sees."""
+    """Which student, how large it sees, and what its backbone starts from.
 
-    model: str = "rn18"  # an entry of STUDENTS, or any timm name
+    The document starts ResNet-50 from SimCLR's or SwAV's weights, ResNet-18 from random ones.
+    """
+
+    model: str = "rn18"  # an entry of STUDENTS, or any timm name; with init: timm also name.tag
     input_px: int | None = None  # side of its input; by default the teacher's
+    stem: Stem = "imagenet"  # small: stride 1 and no max-pool, for images of tens of pixels
+    init: str = SCRATCH  # random weights; timm: pretrained ones; else a file or folder of weights
 
     def __post_init__(self) -> None:
+        if not self.init:
+            raise ValueError("init is scratch, timm, or the path of weights, not empty")
         if self.input_px is not None and self.input_px < 1:
             raise ValueError(f"input_px is at least 1, not {self.input_px}")
 
@@ -46,44 +63,69 @@ class Student(nn.Module):
         super().__init__()
         self.backbone, self.num_features = backbone, num_features
         self.memory_format = torch.contiguous_format  # of the pixels that the backbone gets
+        self.started_from: dict[str, Any] | None = None  # its first weights, if given: init_student
         # Without a bias, as open_clip's own projections of timm towers are.
         self.projection = nn.Linear(num_features, dim, bias=False)
         self.register_buffer("mean", torch.tensor(mean)[:, None, None] * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None] * 255, persistent=False)
 
-    def forward(self, views_B3SS: Tensor) -> StudentOutputs:
-        """Embed uint8 [B,3,S,S] views."""
+    def features(self, views_B3SS: Tensor) -> Tensor:
+        """Return float32 [B,F] features of uint8 views, as the backbone gives them."""
         pixels_B3SS = (views_B3SS - self.mean) / self.std
         pixels_B3SS = pixels_B3SS.contiguous(memory_format=self.memory_format)
-        features_BF = self.backbone(pixels_B3SS).float()
+        features_BF: Tensor = self.backbone(pixels_B3SS).float()
+        return features_BF
+
+    def forward(self, views_B3SS: Tensor) -> StudentOutputs:
+        """Embed uint8 [B,3,S,S] views."""
+        features_BF = self.features(views_B3SS)
         embedding_BD = F.normalize(self.projection(features_BF).float(), dim=-1)
         return StudentOutputs(features_BF=features_BF, embedding_BD=embedding_BD)
 
 
 def build_student(spec: StudentOptions, *, dim: int, input_px: int, seed: int) -> Student:
-    """Build a student with weights drawn from `seed`; raises StudentError.
+    """Build a student with weights drawn from `seed`, whatever its init is; raises StudentError.
 
     dim: the teacher's dimension D. input_px: side of the views that it will see.
     """
     import timm
 
-    if "." in spec.model:
-        name, _, tag = spec.model.partition(".")
+    name, _, tag = spec.model.partition(".")
+    if tag and spec.init != TIMM:
         raise StudentError(
-            f"student {spec.model!r} names pretrained weights ({tag}); students start from random "
-            f"ones: say {name!r}"
+            f"student {spec.model!r} names pretrained weights ({tag}), but student.init is "
+            f"{spec.init}: say {name!r}, or student.init={TIMM}"
         )
-    build = STUDENTS.get(spec.model)
+    build = STUDENTS.get(name)
     if build is None:
-        if not timm.is_model(spec.model):
+        if not timm.is_model(name):
             names = [*STUDENTS, *timm.list_models()]
-            close = nearest(spec.model, names)
+            close = nearest(name, names)
             hint = close if "did you mean" in close else "see timm.list_models()"
-            raise StudentError(f"no student {spec.model!r}, nor a timm model of that name: {hint}")
-        build = partial(_timm_student, spec.model)
+            raise StudentError(f"no student {name!r}, nor a timm model of that name: {hint}")
+        build = partial(_timm_student, name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build(dim, input_px)
+        return build(dim, input_px, spec.stem, tag)
+
+
+def init_student(student: Student, spec: StudentOptions, *, input_px: int) -> dict[str, Any] | None:
+    """Put the weights that `spec.init` names into the backbone; raises StudentError.
+
+    The projection stays as it was drawn. Returns what the weights are (source, sha256, how many
+    tensors were used, are missing, are left over), or None for a start from scratch; the student
+    keeps it as `started_from`. A download that cannot be had is an error; random weights never take
+    its place.
+    """
+    if spec.init == TIMM:
+        name, tensors = _timm_weights(student.backbone, input_px)
+        found = {"source": f"timm {name}", "sha256": tensors_sha256(tensors)}
+        student.started_from = found | _adopt(student.backbone, tensors, f"timm's {name}")
+    elif spec.init != SCRATCH:
+        path = find_weights(Path(spec.init))
+        found = {"source": str(path.resolve()), "sha256": file_sha256(path)}
+        student.started_from = found | _adopt(student.backbone, read_tensors(path), str(path))
+    return student.started_from
 
 
 def load_weights(student: Student, weights: Mapping[str, Tensor], *, where: object) -> None:
@@ -97,25 +139,88 @@ def load_weights(student: Student, weights: Mapping[str, Tensor], *, where: obje
         ) from None
 
 
-def _timm_student(name: str, dim: int, input_px: int) -> Student:
-    import timm
+def _adopt(backbone: nn.Module, tensors: Mapping[str, Tensor], where: str) -> dict[str, Any]:
+    """Load what a checkpoint holds of a backbone; tell what was used and what was not."""
+    heads = _config(backbone).get("classifier") or ()
+    fit = fit_backbone(
+        tensors,
+        backbone.state_dict(),
+        where=where,
+        heads=(heads,) if isinstance(heads, str) else heads,
+    )
+    weights = {name: tensors[held] for name, held in fit.names.items()}
+    backbone.load_state_dict(weights, strict=False)
+    _log.info("%s: %d tensors, named %s*, start the backbone", where, len(weights), fit.prefix)
+    for what, names in (("missing", fit.missing), ("left over", fit.left_over)):
+        if names:
+            _log.info("%s: %d tensors are %s: %s", where, len(names), what, ", ".join(names[:20]))
+    return {
+        "prefix": fit.prefix,
+        "used": len(weights),
+        "missing": len(fit.missing),
+        "left_over": len(fit.left_over),
+    }
 
-    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    size: dict[str, Any] = {}
-    if config is not None and config.fixed_input_size:
-        size["img_size"] = input_px
+
+def _timm_student(name: str, dim: int, input_px: int, stem: Stem, tag: str) -> Student:
+    if tag:
+        _check_tag(name, tag)
+        name = f"{name}.{tag}"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # timm's notes on renamed models
-            backbone = timm.create_model(name, pretrained=False, num_classes=0, **size)
+        backbone = _timm_model(name, input_px, num_classes=0)
+        if stem == "small":
+            shrink_stem(backbone, name)
         num_features = _count_features(backbone, input_px)
+    except StudentError:
+        raise
     except Exception as error:  # an architecture refuses a size in its own way
         raise StudentError(
             f"student {name} does not work at {input_px} px ({type(error).__name__}: {error}): "
             "choose another student.input_px or another model"
         ) from None
-    mean, std = backbone.default_cfg["mean"], backbone.default_cfg["std"]
-    return Student(backbone, num_features, dim, mean, std)
+    config = _config(backbone)
+    return Student(backbone, num_features, dim, config["mean"], config["std"])
+
+
+def _config(backbone: nn.Module) -> dict[str, Any]:
+    """Return what timm says of a model: architecture, tag, mean, std, classifier."""
+    return dict(getattr(backbone, "default_cfg", None) or {})
+
+
+def _timm_model(name: str, input_px: int, **options: Any) -> nn.Module:
+    import timm
+
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    if config is not None and config.fixed_input_size:
+        options["img_size"] = input_px
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # timm's notes on renamed models
+        model: nn.Module = timm.create_model(name, **options)
+    return model
+
+
+def _timm_weights(backbone: nn.Module, input_px: int) -> tuple[str, dict[str, Tensor]]:
+    """Return the tag's full name and its tensors, classifier included: so timm loads strictly."""
+    config = _config(backbone)
+    name = f"{config['architecture']}.{config['tag']}"
+    offline_if_unreachable()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return name, _timm_model(name, input_px, pretrained=True).state_dict()
+    except Exception as error:  # the hub's, torch's and safetensors' errors share no root
+        reason = (str(error).strip().splitlines() or [""])[0][:300]
+        raise StudentError(
+            f"cannot load timm's weights {name}: {type(error).__name__}: {reason}; they must be in "
+            "the hub's local cache or the hub reachable; or name a file: student.init=PATH"
+        ) from None
+
+
+def _check_tag(name: str, tag: str) -> None:
+    import timm
+
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{name}.*")]
+    if tag not in tags:
+        raise StudentError(f"timm has no weights {tag!r} of {name}: {nearest(tag, tags)}")
 
 
 def _count_features(backbone: nn.Module, input_px: int) -> int:
@@ -129,7 +234,10 @@ def _count_features(backbone: nn.Module, input_px: int) -> int:
 
 
 # Short names; any other timm name works as it is.
-STUDENTS: dict[str, Callable[[int, int], Student]] = {
+STUDENTS: dict[str, Callable[[int, int, Stem, str], Student]] = {
     "rn18": partial(_timm_student, "resnet18"),
     "rn50": partial(_timm_student, "resnet50"),
+    "mnv3": partial(_timm_student, "mobilenetv3_large_100"),
+    "effb0": partial(_timm_student, "efficientnet_b0"),
+    "vitti": partial(_timm_student, "vit_tiny_patch16_224"),
 }

@@ -8,14 +8,13 @@ tokenizer. Shape letters: B batch, A texts, D teacher dimension, S side in pixel
 import contextlib
 import json
 import logging
-import os
-import socket
 from collections.abc import Callable, Iterator, Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from pipeline.checkpoints import tensors_sha256
 from pipeline.errors import TeacherError
+from pipeline.hub import offline_if_unreachable
 from pipeline.options import nearest, options, to_mapping
 from pipeline.teacher_folder import check_code, check_shapes, read_config
 
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LOCAL_DIR, HF_HUB = "local-dir:", "hf-hub:"
-_HUB = ("huggingface.co", 443)
-_HUB_SECONDS = 2.0
 _PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -160,7 +157,7 @@ class OpenClipTeacher:
         return {
             "model": self._spec.model,
             "pretrained": self._spec.pretrained,
-            "weights_sha256": _weights_sha256(self._model),
+            "weights_sha256": tensors_sha256(self._model.state_dict()),
             "architecture": self._architecture,
             "preprocess": to_mapping(self.preprocess),
             "tokenizer": f"{type(self._tokenizer).__name__}, {self.max_tokens} tokens",
@@ -187,7 +184,7 @@ class OpenClipTeacher:
 def _load_open_clip(spec: TeacherOptions, device: "torch.device") -> Teacher:
     check_teacher(spec)
     if not spec.model.startswith(LOCAL_DIR):
-        _offline_if_unreachable()
+        offline_if_unreachable()
     import open_clip
 
     if not spec.model.startswith((LOCAL_DIR, HF_HUB)):
@@ -249,19 +246,6 @@ def _check_name_and_tag(spec: TeacherOptions) -> None:
     raise TeacherError(
         f"{spec.model} has no tag {spec.pretrained!r}: {nearest(spec.pretrained, tags)}"
     )
-
-
-def _offline_if_unreachable() -> None:
-    """Switch the hub client to its local files when the hub does not answer: no retry storm."""
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "HF_ENDPOINT")):
-        return
-    try:
-        socket.create_connection(_HUB, timeout=_HUB_SECONDS).close()
-    except OSError:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when the client is imported
-        import huggingface_hub.constants
-
-        huggingface_hub.constants.HF_HUB_OFFLINE = True  # where that has been
 
 
 @contextlib.contextmanager
@@ -329,18 +313,6 @@ def _preprocess(config: dict[str, Any], model: str) -> Preprocess:
         interpolation=config["interpolation"],
         resize_mode=config["resize_mode"],
     )
-
-
-def _weights_sha256(model: Any) -> str:
-    """Hash the name, type and bytes of every tensor, in name order: of what was really loaded."""
-    import torch
-
-    digest = sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        flat = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {flat.dtype} {tuple(flat.shape)}\n".encode())
-        digest.update(flat.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 TEACHERS: dict[str, Callable[[TeacherOptions, "torch.device"], Teacher]] = {

@@ -16,7 +16,8 @@ PACKAGE = ROOT / "pipeline"
 LEVELS = (
     {"errors"},
     {"options", "contracts", "durable", "storage", "yamlfile", "audit.findings", "bank", "ranks"},
-    {"tar", "patterns", "cluster", "dispatch", "cli_options", "teacher_folder"},
+    {"tar", "patterns", "cluster", "dispatch", "cli_options", "teacher_folder"}
+    | {"hub", "checkpoints", "fitting", "stems"},
     {"templates", "cutting", "ambiguity", "optimizing"},
     {"losses.contract", "losses.similarity"},
     {"losses.anchors", "losses.targets", "losses.relations", "losses.labels"},
@@ -57,13 +58,15 @@ LEVELS = (
     {"held_out", "logbook", "resident", "feeder"},
     {"conveyor"},
     {"texts", "features", "probes"},
-    {"making", "train", "evaluate"},
+    {"making", "train", "evaluate", "pairs"},
+    {"simclr"},
+    {"pretrain"},
     {"embed"},
     {"recipe", "audit.info", "audit.live"},
     {"recipe_cache"},
     {"stage_two", "tables", "plan", "audit.reembed", "audit.repair"},
     {"online"},
-    {"cli_anchors", "cli_cache", "cli_data", "cli_train"},
+    {"cli_anchors", "cli_cache", "cli_data", "cli_train", "cli_pretrain"},
     {"cli"},
 )
 UNLEVELLED = {"", "cache", "audit", "datasets"}  # empty packages: a docstring and nothing else

@@ -13,7 +13,7 @@ from tests.inputs import labelled_samples
 def test_help_lists_the_stages(beamclip: Invoke) -> None:
     outcome = beamclip("--help")
     assert outcome.code == 0
-    for command in ("data", "teacher", "teacher-cache", "train-student", "probe"):
+    for command in ("data", "teacher", "teacher-cache", "pretrain", "train-student", "probe"):
         assert command in outcome.out
 
 

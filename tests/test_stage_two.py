@@ -1,5 +1,6 @@
 """Stage two trains what recipe, cache and shards agree on, and refuses the rest."""
 
+import hashlib
 import json
 import shutil
 import sys
@@ -26,6 +27,7 @@ from pipeline.prompts import load_sets, sampled
 from pipeline.recipe import recipe_from
 from pipeline.rundir import RunDir
 from pipeline.shards import find_shards, shards_at, write_shards
+from pipeline.students import StudentOptions, build_student
 from pipeline.texts import add_anchors
 from tests.inputs import build, labelled_samples, make_teacher
 from tests.runs import MODEL, alone, held_elsewhere, probe, small_recipe, train
@@ -507,3 +509,75 @@ def test_any_set_of_the_cache_may_be_named_for_training_and_for_probing(
         with pytest.raises(BeamclipError, match=r"zero-shot|did you mean"):
             train(small_recipe(recipe_file, override), cache_copy, shards_dir, tmp_path / "no")
     assert not (tmp_path / "no").exists()
+
+
+class TestInit:
+    """A run that starts from given weights says which, and is taken up again with no other."""
+
+    @pytest.fixture
+    def weights(self, tmp_path: Path) -> Path:
+        return self.save(tmp_path / "init.pth", seed=5)
+
+    @staticmethod
+    def save(path: Path, *, seed: int) -> Path:
+        student = build_student(StudentOptions(model=MODEL), dim=16, input_px=32, seed=seed)
+        torch.save({"state_dict": student.backbone.state_dict()}, path)
+        return path
+
+    def test_is_told_by_content_and_changes_the_student(
+        self,
+        finished: Path,
+        weights: Path,
+        sealed_cache: Path,
+        shards_dir: Path,
+        recipe_file: Path,
+        tmp_path: Path,
+    ) -> None:
+        recipe = small_recipe(recipe_file, f"student.init={weights}")
+        train(recipe, sealed_cache, shards_dir, tmp_path / "run")
+        init = RunDir(tmp_path / "run").read_origin()["init"]
+        assert init["source"] == str(weights)
+        assert init["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+        assert (init["prefix"], init["missing"], init["left_over"]) == ("state_dict.", 0, 0)
+        assert RunDir(finished).read_origin()["init"] is None
+        one, other = (RunDir(p).load_weights("student_raw") for p in (finished, tmp_path / "run"))
+        assert not torch.equal(one["backbone.bn1.weight"], other["backbone.bn1.weight"])
+
+    def test_of_another_content_is_refused_on_resuming(
+        self,
+        weights: Path,
+        sealed_cache: Path,
+        shards_dir: Path,
+        recipe_file: Path,
+        tmp_path: Path,
+    ) -> None:
+        recipe = small_recipe(recipe_file, f"student.init={weights}")
+        train(recipe, sealed_cache, shards_dir, tmp_path / "run")
+        (tmp_path / "run" / "student.safetensors").unlink()  # as if it had not been finished
+        train(recipe, sealed_cache, shards_dir, tmp_path / "run", resume=True)
+        (tmp_path / "run" / "student.safetensors").unlink()
+        self.save(weights, seed=6)
+        with pytest.raises(RunError, match=r"init\.sha256: run has '.*', asked for '"):
+            train(recipe, sealed_cache, shards_dir, tmp_path / "run", resume=True)
+
+    def test_is_not_needed_by_what_is_finished(
+        self,
+        weights: Path,
+        sealed_cache: Path,
+        shards_dir: Path,
+        recipe_file: Path,
+        tmp_path: Path,
+    ) -> None:
+        recipe = small_recipe(recipe_file, f"student.init={weights}")
+        train(recipe, sealed_cache, shards_dir, tmp_path / "run")
+        weights.unlink()
+        train(recipe, sealed_cache, shards_dir, tmp_path / "run", resume=True)
+        assert probe(tmp_path / "run")["student"]
+
+    def test_that_does_not_fit_leaves_no_run_behind(
+        self, sealed_cache: Path, shards_dir: Path, recipe_file: Path, tmp_path: Path
+    ) -> None:
+        recipe = small_recipe(recipe_file, f"student.init={tmp_path}/nowhere.pth")
+        with pytest.raises(StudentError, match="no such file or folder"):
+            train(recipe, sealed_cache, shards_dir, tmp_path / "run")
+        assert not (tmp_path / "run").exists()

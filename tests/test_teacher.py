@@ -208,8 +208,9 @@ def test_an_unreachable_hub_is_told_within_seconds_of_loading(tmp_path: Path) ->
     """The hub's address leads nowhere; without a local copy of the weights that is an error."""
     code = """
 import sys, time, torch
+import pipeline.hub
 import pipeline.teacher as t
-t._HUB = ("127.0.0.1", 9)  # the discard port: refused at once
+pipeline.hub._HUB = ("127.0.0.1", 9)  # the discard port: refused at once
 import open_clip
 began = time.monotonic()
 try:
