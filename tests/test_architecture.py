@@ -19,7 +19,7 @@ LEVELS = (
     {"tar", "patterns", "cluster", "dispatch", "cli_options", "teacher_folder"},
     {"templates", "cutting", "ambiguity"},
     {"schedule", "shards", "runtime", "rundir", "teacher", "students", "losses", "ema"},
-    {"engine", "photometry", "decode", "cache.layout", "cache.scratch"},
+    {"engine", "photometry", "decode", "cache.layout", "cache.scratch", "captions"},
     {"cache.arrays"},
     {"datasets.sets", "datasets.pixels"},
     {"datasets.archives", "datasets.publish", "datasets.tars", "imagenet"},
