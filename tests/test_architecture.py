@@ -21,6 +21,7 @@ LEVELS = (
     {"schedule", "shards", "runtime", "rundir", "teacher", "students", "losses", "ema"},
     {"engine", "photometry", "decode", "cache.layout", "cache.scratch", "captions"},
     {"cache.arrays"},
+    {"cache.captions"},
     {"datasets.sets", "datasets.pixels"},
     {"datasets.archives", "datasets.publish", "datasets.tars", "imagenet"},
     {
@@ -50,13 +51,13 @@ LEVELS = (
     {"unit", "renderer", "renderpool", "audit.verify", "audit.diff", "anchor_report"},
     {"resident", "feeder"},
     {"conveyor"},
-    {"text_tower"},
-    {"texts", "features", "probes"},
+    {"text_tower", "caption_shards"},
+    {"texts", "caption_sets", "features", "probes"},
     {"making", "train", "evaluate"},
     {"embed"},
     {"recipe", "audit.info", "audit.live"},
     {"stage_two", "tables", "plan", "audit.reembed", "audit.repair"},
-    {"cli_anchors", "cli_cache", "cli_data"},
+    {"cli_anchors", "cli_cache", "cli_captions", "cli_data"},
     {"cli"},
 )
 UNLEVELLED = {"", "cache", "audit", "datasets"}  # empty packages: a docstring and nothing else
