@@ -48,6 +48,7 @@ LEVELS = (
         "probes.linear",
         "probes.zeroshot",
     },
+    {"audit.captions"},
     {"unit", "renderer", "renderpool", "audit.verify", "audit.diff", "anchor_report"},
     {"resident", "feeder"},
     {"conveyor"},
