@@ -15,6 +15,7 @@ import click
 from pipeline import __version__
 from pipeline.cli_anchors import anchors
 from pipeline.cli_cache import cache
+from pipeline.cli_captions import captions
 from pipeline.cli_data import data
 from pipeline.cli_options import PATH as _PATH
 from pipeline.cli_options import allow_option as _allow
@@ -250,6 +251,7 @@ def _place(**options: Any) -> Any:
 
 main.add_command(anchors)
 main.add_command(cache)
+main.add_command(captions)
 main.add_command(data)
 main.add_command(pretrain)
 main.add_command(train_student)

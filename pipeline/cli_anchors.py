@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli_options import PATH, device_option, emit, json_option
+from pipeline.cli_options import PATH, device_option, emit, json_option, teacher_option
 
 _cache_argument = click.argument("cache", type=PATH)
 _prompts = click.option("--prompts", required=True, help="A prompt file's name, or a .yaml file.")
@@ -26,11 +26,7 @@ def anchors() -> None:
 @_descriptions
 @click.option("--sample", type=click.IntRange(1), help="A random subset of so many classes.")
 @click.option("--seed", type=click.IntRange(0), help="Which subset.  [default: 0]")
-@click.option(
-    "--teacher",
-    metavar="MODEL",
-    help="Where the teacher lies today.  [default: as the cache's manifest names it]",
-)
+@teacher_option
 @device_option
 @json_option
 def anchors_add(

@@ -177,7 +177,7 @@ def cache_repair(
     device: str,
     as_json: bool,
 ) -> None:
-    """Verify every chunk, then make damaged and missing units and prompt sets anew; seal.
+    """Verify every chunk; make damaged and missing units, prompt sets and captions anew; seal.
 
     Works by the recipe that the cache keeps. What is whole is not touched.
     """

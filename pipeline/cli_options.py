@@ -30,6 +30,11 @@ set_option = click.option(
 device_option = click.option(
     "--device", default="auto", show_default=True, help="auto, cpu or cuda[:N]."
 )
+teacher_option = click.option(
+    "--teacher",
+    metavar="MODEL",
+    help="Where the teacher lies today.  [default: as the cache's manifest names it]",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 

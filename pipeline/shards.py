@@ -16,6 +16,7 @@ from pipeline.patterns import SPLITS, expand
 from pipeline.tar import BLOCK, Entry, walk_tar
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+TEXT_EXTENSIONS = ("txt", "json")
 MAX_IMAGE_BYTES = 64 << 20
 MAX_LABEL_BYTES = 4096
 MAX_MEMBERS = 10_000  # of one sample
@@ -160,17 +161,22 @@ def read_samples(
     digest: "hashlib._Hash | None" = None,
     *,
     max_image_bytes: int = MAX_IMAGE_BYTES,
+    max_text_bytes: int = -1,
 ) -> Iterator[Sample]:
     """Yield every sample of a tar, in order; raises ShardError at the first thing out of order.
 
-    Only one image (of at most `max_image_bytes`) and the label of a sample are held in memory;
-    other members are read over, and never interpreted. `digest`, if given, is fed every byte of the
-    file: it is complete when the iterator ends. So is the tar, and what it was when it was found.
+    Only one image (of at most `max_image_bytes`) and the label of a sample are held in memory, and
+    its texts where the caller asks for them (each of at most `max_text_bytes`); -1 holds none.
+    Other members are read over, and no member is interpreted. `digest`, if given, is fed every byte
+    of the file: it is complete when the iterator ends. So is the tar, and what it was when it was
+    found.
     """
+    most = dict.fromkeys(IMAGE_EXTENSIONS, max_image_bytes)
+    most |= {**dict.fromkeys(TEXT_EXTENSIONS, max_text_bytes), "cls": MAX_LABEL_BYTES}
     try:
         with storage.opened(shard.location) as file:
             entries = walk_tar(str(shard), file, shard.size_bytes, digest)
-            yield from _samples(shard, entries, max_image_bytes)
+            yield from _samples(shard, entries, most)
     except (ShardError, OSError):
         with contextlib.suppress(OSError):
             check_unchanged(shard)
@@ -188,8 +194,11 @@ def check_unchanged(shard: Shard) -> None:
         raise ShardError(f"{shard} changed while it was read: run teacher-cache again")
 
 
-def _samples(shard: Shard, entries: Iterable[Entry], max_image_bytes: int) -> Iterator[Sample]:
-    """Gather members that share a key; each key's members must stand together."""
+def _samples(shard: Shard, entries: Iterable[Entry], most: Mapping[str, int]) -> Iterator[Sample]:
+    """Gather members that share a key; each key's members must stand together.
+
+    most: up to how many bytes a member is held, by extension; one of no other is.
+    """
     ordinal, key, members = 0, None, dict[str, Member]()
     seen: set[str] = set()
     for entry in entries:
@@ -209,19 +218,15 @@ def _samples(shard: Shard, entries: Iterable[Entry], max_image_bytes: int) -> It
             raise ShardError(f"{shard}: member {entry.name[:200]!r} appears twice")
         if len(members) == MAX_MEMBERS:
             raise ShardError(f"{shard}: key {key[:200]!r} has more than {MAX_MEMBERS} members")
-        held = entry.size_bytes <= _most_bytes(extension, members, max_image_bytes)
+        held = entry.size_bytes <= most.get(extension, -1) and not _is_second(extension, members)
         members[extension] = Member(entry.offset, entry.size_bytes, entry.read() if held else None)
     if key is not None:
         yield Sample(ordinal, key, members)
 
 
-def _most_bytes(extension: str, members: Collection[str], max_image_bytes: int) -> int:
-    """Return up to how many bytes a member is held: the first image, the label, nothing else."""
-    if extension == "cls":
-        return MAX_LABEL_BYTES
-    if extension not in IMAGE_EXTENSIONS or any(name in members for name in IMAGE_EXTENSIONS):
-        return -1
-    return max_image_bytes
+def _is_second(extension: str, members: Collection[str]) -> bool:
+    """Tell whether a member is a further image: only the first is held."""
+    return extension in IMAGE_EXTENSIONS and any(name in members for name in IMAGE_EXTENSIONS)
 
 
 def split_name(name: str) -> tuple[str, str]:

@@ -3,7 +3,6 @@
 Shape letters: A anchors, T templates, D teacher dimension.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,19 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import runtime
 from pipeline.anchors import cached_anchors
 from pipeline.cache import layout, writer
 from pipeline.cache.reader import read_manifest
 from pipeline.cutting import fitting
-from pipeline.errors import CacheError, CacheMismatchError, DataError
-from pipeline.options import differences, nearest
+from pipeline.errors import CacheError, DataError
+from pipeline.options import nearest
 from pipeline.prompts import PromptSet
-from pipeline.teacher import HF_HUB, LOCAL_DIR, Teacher, TeacherOptions, check_teacher, load_teacher
-
-_BATCH = 256  # texts in one forward pass
-_SHOWN = 20  # cuts that are logged, of one set
-_log = logging.getLogger(__name__)
+from pipeline.teacher import Teacher
+from pipeline.text_tower import cached_teacher, embed_means, tell_cuts
 
 
 @dataclass(frozen=True)
@@ -55,7 +50,7 @@ def add_anchors(
         writer.sweep(cache)
         lacking = [item for item in sets if not _is_cached(cache, manifest, item)]
         if lacking:
-            loaded = _teacher_of(cache, manifest, device, teacher)
+            loaded = cached_teacher(cache, manifest, device, teacher)
             for item in lacking:
                 embed_prompt_set(cache, loaded, manifest, item)
     return {item.name: item in lacking for item in sets}
@@ -84,10 +79,7 @@ def embed_prompt_set(
         return False
     kept, cuts = _fitted(teacher, prompts)
     _tell(prompts, cuts)
-    with runtime.torch_threads(manifest["batch"]["threads"]):
-        embeddings_AD = _embed(teacher, kept)
-    if not np.isfinite(embeddings_AD).all():
-        raise DataError(f"prompt set {prompts.name}: the teacher gave a vector that is not finite")
+    embeddings_AD = embed_means(teacher, manifest, kept, f"prompt set {prompts.name}")
     counts_AT = [[teacher.count_tokens(text) for text in texts] for texts in kept]
     arrays = {
         "embeddings": embeddings_AD,
@@ -102,20 +94,6 @@ def embed_prompt_set(
         "teacher": layout.teacher_digest(manifest["teacher"]),
     }
     return writer.publish_anchors(cache, prompts.name, arrays, attributes)
-
-
-def _embed(teacher: Teacher, texts: Sequence[Sequence[str]]) -> np.ndarray:
-    """Return float32 [A,D]: the mean of an anchor's normalised texts, normalised."""
-    each = len(texts[0])
-    at_once = max(1, _BATCH // each)  # anchors
-    blocks_AD = []
-    for begin in range(0, len(texts), at_once):
-        block = texts[begin : begin + at_once]
-        flat = teacher.embed_texts([text for row in block for text in row]).numpy()
-        blocks_AD.append(flat.reshape(len(block), each, -1).mean(axis=1))
-    embeddings_AD = np.concatenate(blocks_AD)
-    embeddings_AD /= np.linalg.norm(embeddings_AD, axis=1, keepdims=True)
-    return embeddings_AD.astype(np.float32)
 
 
 def _fitted(teacher: Teacher, prompts: PromptSet) -> tuple[list[list[str]], list[Cut]]:
@@ -139,15 +117,16 @@ def _fitted(teacher: Teacher, prompts: PromptSet) -> tuple[list[list[str]], list
 
 
 def _tell(prompts: PromptSet, cuts: Sequence[Cut]) -> None:
-    for cut in cuts[:_SHOWN]:
-        text = prompts.texts[cut.anchor][cut.template]
-        _log.warning(
-            "prompt set %s: %r has %d tokens and was cut after %r",
-            *(prompts.name, prompts.class_names[cut.anchor], cut.tokens),
-            text[max(0, cut.kept - 40) : cut.kept],
+    lines = [
+        (
+            repr(prompts.class_names[cut.anchor]),
+            prompts.texts[cut.anchor][cut.template],
+            cut.kept,
+            cut.tokens,
         )
-    if len(cuts) > _SHOWN:
-        _log.warning("... and %d more texts were cut: see `anchors show`", len(cuts) - _SHOWN)
+        for cut in cuts
+    ]
+    tell_cuts(f"prompt set {prompts.name}", lines, "anchors show")
 
 
 def _is_cached(cache: Path, manifest: Mapping[str, Any], prompts: PromptSet) -> bool:
@@ -155,28 +134,3 @@ def _is_cached(cache: Path, manifest: Mapping[str, Any], prompts: PromptSet) -> 
         return False
     cached_anchors(cache, manifest, prompts)
     return True
-
-
-def _teacher_of(
-    cache: Path, manifest: Mapping[str, Any], device: str, moved: str | None
-) -> Teacher:
-    """Load the manifest's teacher; raises CacheMismatchError if it is another by now."""
-    named, batch = manifest["teacher"], manifest["batch"]
-    model = moved or named["model"]
-    spec = TeacherOptions(
-        model=model,
-        pretrained=None if model.startswith((LOCAL_DIR, HF_HUB)) else named["pretrained"],
-        precision=named["precision"],
-        batch_size=batch["size"],
-        threads=batch["threads"],
-    )
-    check_teacher(spec)
-    teacher = load_teacher(spec, runtime.pick_device(device))
-    found = teacher.fingerprint()
-    if layout.teacher_digest(found) != layout.teacher_digest(named):
-        raise CacheMismatchError(
-            f"the teacher {model} is not the one that {cache} was made with; anchors of two "
-            "teachers cannot be compared, nothing was touched:",
-            differences({"teacher": named}, {"teacher": found}),
-        )
-    return teacher

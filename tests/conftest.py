@@ -14,7 +14,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from tests.buckets import Bucket, s3_server
-from tests.inputs import PROMPTS, TINY_RECIPE, build, labelled_samples, make_teacher
+from tests.inputs import (
+    PROMPTS,
+    TINY_RECIPE,
+    build,
+    captioned_samples,
+    labelled_samples,
+    make_teacher,
+)
 
 if TYPE_CHECKING:
     from pipeline.unit import UnitJob
@@ -70,6 +77,38 @@ def sealed_cache(
 ) -> Path:
     """A sealed cache of the shards; read it, never change it (see `cache_copy`)."""
     return build(tmp_path_factory.mktemp("cache") / "sealed", shards_dir, recipe_file)
+
+
+@pytest.fixture(scope="session")
+def captioned_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shards with captions; the sixth test image is damaged, the eighth sample has none."""
+    from pipeline.shards import write_shards
+
+    folder = tmp_path_factory.mktemp("captioned")
+    write_shards(captioned_samples(24, seed=1), folder, "train", per_shard=14)
+    test = captioned_samples(12, seed=2)
+    test[5][1]["png"] = b"<html>"
+    write_shards(test, folder, "test", per_shard=9)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def captioned_cache(
+    tmp_path_factory: pytest.TempPathFactory, captioned_shards: Path, recipe_file: Path
+) -> Path:
+    """A sealed cache of the captioned shards, with the captions of test; never change it."""
+    from pipeline.caption_sets import add_captions
+    from pipeline.shards import find_shards
+
+    cache = build(tmp_path_factory.mktemp("cache") / "captioned", captioned_shards, recipe_file)
+    add_captions(cache, find_shards([str(captioned_shards)]), device="cpu")
+    return cache
+
+
+@pytest.fixture
+def captioned_copy(tmp_path: Path, captioned_cache: Path) -> Path:
+    """A copy of the cache with captions that a test may damage."""
+    return Path(shutil.copytree(captioned_cache, tmp_path / "captioned"))
 
 
 @pytest.fixture(scope="session")

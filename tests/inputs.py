@@ -63,6 +63,24 @@ def labelled_samples(count: int, seed: int = 0) -> list[tuple[str, dict[str, byt
     return pairs
 
 
+def captions_at(place: int) -> list[str]:
+    """Return the captions of the sample at a place: one, or four to seven; the eighth has none."""
+    count = 0 if place == 7 else (1, 4, 5, 6, 7)[place % 5]
+    return [f"Square {place} in words of kind {n}." for n in range(count)]
+
+
+def captioned_samples(count: int, seed: int = 0) -> list[tuple[str, dict[str, bytes]]]:
+    """Return the labelled samples with captions, in `.txt` if there is one, in `.json` if more."""
+    pairs = labelled_samples(count, seed)
+    for place, (_, members) in enumerate(pairs):
+        captions = captions_at(place)
+        if captions:
+            members["txt"] = captions[0].encode()
+        if len(captions) > 1:
+            members["json"] = json.dumps({"captions": captions, "url": "x"}).encode()
+    return pairs
+
+
 def make_teacher(folder: Path, seed: int, **vision: object) -> Path:
     """Save a small open_clip model (weights drawn from `seed`) as a local-dir: folder.
 

@@ -35,21 +35,28 @@ def table_rows() -> list[tuple[str, str]]:
     return rows
 
 
-def test_bare_zarr_and_numpy_find_everything_that_the_table_names(sealed_cache: Path) -> None:
+def test_bare_zarr_and_numpy_find_everything_that_the_table_names(captioned_cache: Path) -> None:
     rows = table_rows()
-    named = {name for _, name in rows}
-    assert set(layout.UNIT_ARRAYS) | set(layout.ANCHOR_ARRAYS) <= named
+    groups = {
+        "units": layout.UNIT_ARRAYS,
+        "anchors": layout.ANCHOR_ARRAYS,
+        "captions": layout.CAPTION_ARRAYS,
+    }
+    for parent, arrays in groups.items():
+        named = {name for place, name in rows if place.startswith(parent)}
+        assert named == {*arrays, "attributes"}
     for place, name in rows:
-        if place.startswith(("units", "anchors")):
-            parent = zarr.open_group(sealed_cache / place.split("/")[0], mode="r")
+        if place.startswith(tuple(groups)):
+            parent = zarr.open_group(captioned_cache / place.split("/")[0], mode="r")
+            assert list(parent.groups())
             for _, group in parent.groups():
                 assert name == "attributes" or name in group, (place, name)
         elif "<split>" in name:
             for column in layout.INDEX_COLUMNS:
                 assert column in README
-                assert np.load(sealed_cache / place / f"train.{column}.npy").shape == (24,)
+                assert np.load(captioned_cache / place / f"train.{column}.npy").shape == (24,)
         else:
-            assert (sealed_cache / place / name).exists(), (place, name)
+            assert (captioned_cache / place / name).exists(), (place, name)
 
 
 def test_the_number_of_view_parameters_is_the_one_in_the_table(sealed_cache: Path) -> None:
@@ -75,7 +82,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize("words", COMMANDS, ids=lambda words: " ".join(words[1:3]))
 def test_every_command_and_option_exists(beamclip: Invoke, words: list[str]) -> None:
-    depth = 2 if words[1] in ("data", "teacher", "anchors", "cache") else 1
+    depth = 2 if words[1] in ("data", "teacher", "anchors", "captions", "cache") else 1
     helped = beamclip(*words[1 : 1 + depth], "--help")
     assert helped.code == 0, helped.err
     for option in (word for word in words if word.startswith("--")):

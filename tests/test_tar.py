@@ -115,6 +115,22 @@ def test_memory_holds_two_images_and_nothing_that_is_not_read(tmp_path: Path) ->
     assert size < peak < 2.5 * size  # the sample in hand, and the next one
 
 
+def test_texts_are_held_for_those_alone_who_ask_and_up_to_their_cap(tmp_path: Path) -> None:
+    names = ("txt", "json", "jpg", "png", "cls", "pkl", "npy", "seg.json", "text")
+    files = [(f"a.{name}", b"12345") for name in names] + [("b.txt", b"123456"), ("b.json", b"")]
+    shard = put(tmp_path, tar_bytes(files))
+
+    def held(**most: int) -> list[set[str]]:
+        return [
+            {name for name, member in sample.members.items() if member.held is not None}
+            for sample in read_samples(shard, **most)
+        ]
+
+    assert held() == [{"jpg", "cls"}, set()]
+    assert held(max_text_bytes=5) == [{"txt", "json", "jpg", "cls"}, {"json"}]
+    assert held(max_image_bytes=-1, max_text_bytes=9) == [{"txt", "json", "cls"}, {"txt", "json"}]
+
+
 def test_an_image_over_the_cap_is_not_held(tmp_path: Path) -> None:
     shard = put(tmp_path, tar_bytes([("a.jpg", b"12345"), ("b.jpg", b"1234")]))
     large, small = read_samples(shard, max_image_bytes=4)

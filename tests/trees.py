@@ -12,7 +12,7 @@ def tree_digests(root: Path, *places: str) -> dict[str, str]:
 
 def cache_digests(cache: Path) -> dict[str, str]:
     """Return the digests of everything that a cache publishes but its manifest (it has times)."""
-    return tree_digests(cache, "units", "anchors", "index")
+    return tree_digests(cache, "units", "anchors", "captions", "index")
 
 
 def tree_stamps(root: Path) -> dict[str, tuple[str, int]]:

@@ -48,8 +48,8 @@ class UnitDifference:
 class CacheDiff:
     """What differs between two caches. fields: (field, in a, in b) of the manifests.
 
-    only_a, only_b: units and anchors that one of them has published. problems: damage met on the
-    way, in either.
+    only_a, only_b: units, anchors and captions that one of them has published. anchors, captions:
+    by set, the arrays or attributes that differ. problems: damage met on the way, in either.
     """
 
     a: str
@@ -58,13 +58,15 @@ class CacheDiff:
     only_a: list[str]
     only_b: list[str]
     units: list[UnitDifference]
-    anchors: dict[str, list[str]]  # by prompt set, the arrays or attributes that differ
+    anchors: dict[str, list[str]]
+    captions: dict[str, list[str]]
     problems: list[Problem]
 
     @property
     def equal(self) -> bool:
         """Whether nothing differs that decides or holds a number."""
-        found = (self.fields, self.only_a, self.only_b, self.units, self.anchors, self.problems)
+        texts = (self.anchors, self.captions)
+        found = (self.fields, self.only_a, self.only_b, self.units, *texts, self.problems)
         return not any(found)
 
     def as_mapping(self) -> dict[str, Any]:
@@ -81,6 +83,7 @@ class CacheDiff:
         lines += [f"  only in b: {place}" for place in self.only_b]
         lines += [f"  {unit.text()}" for unit in self.units]
         lines += [f"  anchors/{name}: {', '.join(what)}" for name, what in self.anchors.items()]
+        lines += [f"  captions/{name}: {', '.join(what)}" for name, what in self.captions.items()]
         lines += [f"  damaged: {problem.text()}" for problem in self.problems]
         return "\n".join(lines)
 
@@ -93,7 +96,7 @@ def diff_caches(a: Path, b: Path) -> CacheDiff:
     """
     manifests = read_manifest(a), read_manifest(b)
     units_a, units_b = (_published(*pair) for pair in zip((a, b), manifests, strict=True))
-    sets_a, sets_b = _anchors(a), _anchors(b)
+    sets_a, sets_b = _texts(a), _texts(b)
     findings = Findings()
     units = []
     for unit in (unit for unit in units_a if unit in units_b):
@@ -104,19 +107,15 @@ def diff_caches(a: Path, b: Path) -> CacheDiff:
             _measure(found, unit, sides, findings)
         if found.arrays or found.attributes:
             units.append(found)
-    anchors = {
-        name: [field for field, _, _ in differences(sets_a[name], sets_b[name])]
-        for name in sets_a.keys() & sets_b.keys()
-        if sets_a[name] != sets_b[name]
-    }
     return CacheDiff(
         str(a),
         str(b),
         fields=_fields(*manifests),
-        only_a=_only(units_a, units_b) + [f"anchors/{n}" for n in sorted(sets_a.keys() - sets_b)],
-        only_b=_only(units_b, units_a) + [f"anchors/{n}" for n in sorted(sets_b.keys() - sets_a)],
+        only_a=_only(units_a, units_b) + sorted(sets_a.keys() - sets_b),
+        only_b=_only(units_b, units_a) + sorted(sets_b.keys() - sets_a),
         units=units,
-        anchors=dict(sorted(anchors.items())),
+        anchors=_apart("anchors", sets_a, sets_b),
+        captions=_apart("captions", sets_a, sets_b),
         problems=findings.problems,
     )
 
@@ -153,15 +152,26 @@ def _only(one: Mapping[layout.UnitId, Any], other: Mapping[layout.UnitId, Any]) 
     return [f"units/{unit.name}" for unit in one if unit not in other]
 
 
-def _anchors(cache: Path) -> dict[str, Any]:
-    """Return the attributes of every prompt set; what cannot be read is None."""
+def _texts(cache: Path) -> dict[str, Any]:
+    """Return the attributes of all anchors and captions by place; what cannot be read is None."""
+    names = {"anchors": layout.anchor_names(cache), "captions": layout.caption_names(cache)}
     found: dict[str, Any] = {}
-    for file in sorted((cache / "anchors").glob("*/zarr.json")):
+    for place in (f"{parent}/{name}" for parent, sets in names.items() for name in sets):
         try:
-            found[file.parent.name] = json.loads(file.read_text(encoding="utf-8"))["attributes"]
+            text = (cache / place / "zarr.json").read_text(encoding="utf-8")
+            found[place] = json.loads(text)["attributes"]
         except (OSError, ValueError, KeyError, TypeError):
-            found[file.parent.name] = None
+            found[place] = None
     return found
+
+
+def _apart(parent: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return, by name, which attributes differ of the sets of texts that both caches have."""
+    return {
+        place.removeprefix(f"{parent}/"): [field for field, _, _ in differences(a[place], b[place])]
+        for place in sorted(a.keys() & b.keys())
+        if place.startswith(f"{parent}/") and a[place] != b[place]
+    }
 
 
 def _compare(unit: layout.UnitId, a: Attributes, b: Attributes) -> UnitDifference:

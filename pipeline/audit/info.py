@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.audit.captions import read_caption_attributes
 from pipeline.audit.findings import Damaged, Findings, Problem
 from pipeline.audit.units import Attributes, open_unit, read_attributes
 from pipeline.cache import layout
@@ -44,6 +45,16 @@ class AnchorsInfo:
 
 
 @dataclass
+class CaptionsInfo:
+    """One set of captions, by its attributes. error: why they cannot be read, if so."""
+
+    split: str = ""
+    captions: int = 0
+    samples: int = 0  # that have a caption
+    error: str | None = None
+
+
+@dataclass
 class CacheInfo:
     """What a cache is. bytes: of the files of published units, targets alone and all.
 
@@ -58,6 +69,7 @@ class CacheInfo:
     views: int  # published targets, all splits and schedules
     bytes: dict[str, int]
     anchors: dict[str, AnchorsInfo]
+    captions: dict[str, CaptionsInfo]
     zeroshot: dict[str, dict[str, float]]
     problems: list[Problem]  # met while reading for zeroshot; `cache verify` finds all
 
@@ -90,6 +102,9 @@ class CacheInfo:
         for name, item in self.anchors.items():
             what = item.error or f"{item.classes} classes, {len(item.templates)} templates"
             lines.append(f"  anchors {name}: {what}")
+        for name, found in self.captions.items():
+            what = f"{found.captions} captions of {found.samples} samples of {found.split}"
+            lines.append(f"  captions {name}: {found.error or what}")
         for split, scores in self.zeroshot.items():
             tops = ", ".join(f"{name} {top1:.4f}" for name, top1 in scores.items())
             lines.append(f"  teacher's zero-shot top-1 on {split}: {tops}")
@@ -106,7 +121,7 @@ def cache_info(cache: Path) -> CacheInfo:
     manifest = read_manifest(cache)
     published = _published(cache, manifest)
     units = [(unit, attributes) for shard in published.values() for unit, attributes in shard]
-    anchors = {name: _read_anchors(cache, name) for name in _prompt_sets(cache)}
+    anchors = {name: _read_anchors(cache, name) for name in layout.anchor_names(cache)}
     findings = Findings()
     generation = manifest["generation"]
     return CacheInfo(
@@ -121,6 +136,7 @@ def cache_info(cache: Path) -> CacheInfo:
             "all": sum(_size(cache / "units" / unit.name) for unit, _ in units),
         },
         anchors={name: _anchors_info(item) for name, item in anchors.items()},
+        captions={name: _captions_info(cache, name) for name in layout.caption_names(cache)},
         zeroshot=_zeroshot(cache, manifest, published, anchors, findings),
         problems=findings.problems,
     )
@@ -224,10 +240,6 @@ def _features(
     return Features(embedding_ND, embedding_ND, np.concatenate(labels))
 
 
-def _prompt_sets(cache: Path) -> list[str]:
-    return sorted(file.parent.name for file in (cache / "anchors").glob("*/zarr.json"))
-
-
 def _read_anchors(cache: Path, name: str) -> Anchors | CacheError:
     try:
         return read_anchors(cache, name)
@@ -239,6 +251,15 @@ def _anchors_info(item: Anchors | CacheError) -> AnchorsInfo:
     if isinstance(item, CacheError):
         return AnchorsInfo(error=str(item))
     return AnchorsInfo(classes=len(item.class_names), templates=list(item.templates))
+
+
+def _captions_info(cache: Path, name: str) -> CaptionsInfo:
+    try:
+        attributes = read_caption_attributes(cache / "captions" / name)
+    except Damaged as error:
+        return CaptionsInfo(error=str(error))
+    counts = attributes["counts"]
+    return CaptionsInfo(attributes["split"], counts["captions"], counts["captioned"])
 
 
 def _size(folder: Path) -> int:

@@ -6,13 +6,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.audit.findings import Problem
+from pipeline.audit.captions import read_caption_attributes
+from pipeline.audit.findings import Damaged, Problem
 from pipeline.audit.live import live_teacher, recorded_options
 from pipeline.audit.verify import Verdict, verify_cache
 from pipeline.cache import layout, writer
 from pipeline.cache.arrays import read_array
 from pipeline.cache.reader import read_manifest
 from pipeline.cache.seal import seal_cache
+from pipeline.caption_sets import embedded
+from pipeline.caption_shards import collect_captions, held_shards
 from pipeline.cluster import Place
 from pipeline.embed import CacheOptions, build_cache
 from pipeline.errors import CacheError, LossesError
@@ -34,6 +37,7 @@ class RepairReport:
     problems: list[Problem]
     units: list[str] = field(default_factory=list)
     anchors: list[str] = field(default_factory=list)
+    captions: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
 
     def as_mapping(self) -> dict[str, Any]:
@@ -48,6 +52,7 @@ class RepairReport:
         lines += [f"  {problem.text()}" for problem in self.problems]
         lines += [f"  made anew: units/{name}" for name in self.units]
         lines += [f"  made anew: anchors/{name}" for name in self.anchors]
+        lines += [f"  made anew: captions/{name}" for name in self.captions]
         lines += [f"  differs from what was sealed: units/{name}" for name in self.changed]
         return "\n".join(lines)
 
@@ -61,7 +66,7 @@ def repair_cache(
     teacher: str | None = None,
     prompts: str | None = None,
 ) -> RepairReport:
-    """Read every chunk, then make damaged and missing units and prompt sets anew, and seal.
+    """Read every chunk, make damaged and missing units, prompt sets and captions anew, and seal.
 
     All is made by the recipe that the manifest keeps. shards: all that the cache was made from.
     teacher, prompts: where the model and the prompt file lie today, if they have moved. Raises
@@ -95,6 +100,7 @@ def repair_cache(
     with writer.exclusive(cache):
         writer.sweep(cache)
         _reseal_older(cache, manifest, verdict.problems, spec.max_skip_fraction)
+        report.captions = _mend_captions(cache, manifest, shards, spec, verdict.problems, device)
     report.changed = [
         name
         for name, digest in _sealed_digests(cache, manifest).items()
@@ -122,7 +128,7 @@ def _check_manifest(cache: Path, verdict: Verdict) -> None:
 
 
 def _names(problems: Iterable[Problem], parent: str) -> list[str]:
-    """Return the names of the groups of units/ or anchors/ that have a problem, each once."""
+    """Return the names of the groups of units/, anchors/ or captions/ that have a problem."""
     places = (problem.place.partition("/") for problem in problems)
     found = (name for folder, _, name in places if folder == parent and name)
     return [name for name in dict.fromkeys(found) if name != "zarr.json"]
@@ -152,7 +158,7 @@ def _mend_anchors(
 
     A set of which neither is to be had stays as it is.
     """
-    for parent in ("units", "anchors"):
+    for parent in ("units", "anchors", "captions"):
         if any(problem.place == f"{parent}/zarr.json" for problem in problems):
             writer.mend_parent_group(cache, parent)
     mended = []
@@ -195,6 +201,39 @@ def _texts_of_file(name: str, spec: PromptOptions) -> PromptSet | None:
     prompts = load_prompts(spec.file, spec.descriptions)
     sets = (prompt_set(prompts, found) for found in prompts.prompt_sets)
     return next((found for found in sets if found.name == name), None)
+
+
+def _mend_captions(
+    cache: Path,
+    manifest: Mapping[str, Any],
+    shards: Sequence[Shard],
+    spec: CacheOptions,
+    problems: Sequence[Problem],
+    device: str,
+) -> list[str]:
+    """Embed damaged captions anew from the shards that they were read from; name them.
+
+    A set stays as it is if its attributes do not tell which shards these were.
+    """
+    mended = []
+    for name in _names(problems, "captions"):
+        try:
+            attributes = read_caption_attributes(cache / "captions" / name)
+        except Damaged:
+            continue
+        split, read = attributes["split"], attributes["shards"]
+        held = held_shards(cache, manifest, split, shards) if split in manifest["splits"] else []
+        held = [item for item in held if item.as_mapping() in read]
+        if [item.as_mapping() for item in held] != read:
+            continue
+        collected = collect_captions(held)
+        teacher = live_teacher(cache, manifest, spec.teacher, device)
+        arrays, anew = embedded(teacher, manifest, collected, name=name, split=split)
+        writer.drop_captions(cache, name)
+        writer.publish_captions(cache, name, arrays, anew)
+        mended.append(name)
+    writer.sweep(cache)
+    return mended
 
 
 def _reseal_older(

@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline import runtime
 from pipeline.audit.arrays import StoredGroup
+from pipeline.audit.captions import check_captions
 from pipeline.audit.findings import Damaged, Findings, Problem, told
 from pipeline.audit.units import Attributes, Expected, check_agreement, check_unit
 from pipeline.cache import layout
@@ -79,6 +80,7 @@ def verify_cache(cache: Path, *, full: bool = False) -> Verdict:
             if generation == newest or layout.index_path(cache, generation).exists():
                 _check_seal(cache, manifest, attributes, findings)
         _check_anchors(cache, manifests[newest], findings)
+        _check_captions(cache, manifests[newest], units, attributes, findings)
         verdict.foreign = _foreign(cache, units)
     verdict.seconds = time.monotonic() - began
     return verdict
@@ -264,6 +266,25 @@ def _check_prompt_set(folder: Path, manifest: Mapping[str, Any], findings: Findi
         for array in layout.ANCHOR_ARRAYS:
             with findings.at(place, array):
                 stored.read(array)
+
+
+def _check_captions(
+    cache: Path,
+    manifest: Mapping[str, Any],
+    units: Mapping[str, layout.UnitId],
+    attributes: Mapping[str, Attributes],
+    findings: Findings,
+) -> None:
+    """Check every set of captions that is there, against the units of its shards."""
+    folders = [path for path in _folders(cache / "captions") if path.is_dir()]
+    shards: dict[tuple[str, str], Attributes | None] = {}
+    for name, unit in units.items() if folders else ():
+        place = unit.split, unit.shard
+        shards[place] = shards.get(place) or attributes.get(name)
+    for folder in folders:
+        check_captions(folder, manifest, shards, findings)
+    if folders:
+        _check_parent(cache, "captions", findings)
 
 
 def _foreign(cache: Path, units: Mapping[str, layout.UnitId]) -> list[str]:

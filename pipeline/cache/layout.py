@@ -3,10 +3,11 @@
     CACHE/manifest/000000.json    what the cache is made from; one file per generation
     CACHE/units/<unit>/           Zarr v3 group, published by one rename
     CACHE/anchors/<prompt set>/   Zarr v3 group, published by one rename
+    CACHE/captions/<name>/        Zarr v3 group, published by one rename
     CACHE/index/000000/           the seal of that generation: flat columns over all rows
 
 Shape letters: n samples of a shard, V views of a unit, D teacher dimension, P view parameters,
-A anchors, T templates, N rows of a split.
+A anchors, T templates, K captions, N rows of a split.
 """
 
 import json
@@ -22,7 +23,8 @@ from pipeline.schedule import ViewParams
 
 FORMAT = "beamclip-cache"
 VERSION = 2
-PLACES = {".lock", ".tmp", "manifest", "units", "anchors", "index"}  # all that a cache may hold
+# All that a cache may hold.
+PLACES = {".lock", ".tmp", "manifest", "units", "anchors", "captions", "index"}
 CHUNK_ROWS = 4096
 NORM_TOLERANCE = 2e-3  # of a float16 target: each of D components is rounded; 6e-5 at D = 512
 PARAM_COLUMNS = ViewParams._fields
@@ -53,6 +55,12 @@ ANCHOR_ARRAYS: Mapping[str, ArrayLayout] = {
     "class_names": ArrayLayout("A", "str"),
     "texts": ArrayLayout("A T", "str"),
     "token_counts": ArrayLayout("A T", "int32"),
+}
+CAPTION_ARRAYS: Mapping[str, ArrayLayout] = {
+    "embeddings": ArrayLayout("K D", "float32"),
+    "texts": ArrayLayout("K", "str"),
+    "token_counts": ArrayLayout("K", "int32"),
+    "samples": ArrayLayout("K 2", "int64"),  # place in the attributes' list of shards, ordinal
 }
 # Flat columns of the seal, one .npy per split and column, all of length N.
 INDEX_COLUMNS: Mapping[str, str] = {
@@ -89,6 +97,17 @@ class UnitId:
         return self.last - self.first + 1
 
 
+@dataclass(frozen=True)
+class CachedShard:
+    """A shard as the cache saw it: rows first to first + rows of the split."""
+
+    name: str
+    first: int
+    rows: int
+    size_bytes: int
+    sha256: str
+
+
 def planned_units(manifest: Mapping[str, Any]) -> list[UnitId]:
     """List every unit that a complete cache has, in order of split, shard, schedule, views."""
     return [
@@ -119,6 +138,11 @@ def is_sealed(cache: Path, generation: int) -> bool:
 def anchor_names(cache: Path) -> list[str]:
     """Return the names of the prompt sets that a cache holds."""
     return sorted(found.parent.name for found in (cache / "anchors").glob("*/zarr.json"))
+
+
+def caption_names(cache: Path) -> list[str]:
+    """Return the names of the sets of captions that a cache holds."""
+    return sorted(found.parent.name for found in (cache / "captions").glob("*/zarr.json"))
 
 
 def manifest_path(cache: Path, generation: int) -> Path:

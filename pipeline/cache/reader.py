@@ -1,7 +1,7 @@
 """Reads a sealed cache with numpy and zarr alone: no torch, no teacher, no dask.
 
 Shape letters: N rows of a split, V views, D teacher dimension, P view parameters, A anchors,
-T templates, B batch.
+T templates, K captions, B batch.
 """
 
 import json
@@ -16,6 +16,8 @@ import numpy as np
 
 from pipeline.cache import layout
 from pipeline.cache.arrays import REDO, attributes_of, open_array, read_array, read_raw
+from pipeline.cache.captions import Captions, located, read_captions
+from pipeline.cache.layout import CachedShard
 from pipeline.cache.scratch import shared_array
 from pipeline.errors import CacheError
 from pipeline.options import nearest
@@ -45,17 +47,6 @@ class Anchors:
     teacher_digest: str
     labelled: bool = True
     cuts: tuple[Mapping[str, int], ...] = ()
-
-
-@dataclass(frozen=True)
-class CachedShard:
-    """A shard as the cache saw it: rows first to first + rows of the split."""
-
-    name: str
-    first: int
-    rows: int
-    size_bytes: int
-    sha256: str
 
 
 class TargetCache:
@@ -203,6 +194,16 @@ class TargetCache:
     def anchors(self, name: str) -> Anchors:
         """Return a prompt set; raises CacheError naming the nearest one if it is not there."""
         return read_anchors(self.path, name)
+
+    def captions(self, name: str) -> Captions:
+        """Return a set of captions with the rows of this split that they tell of.
+
+        Raises CacheError naming the nearest set if it is not there, or if it is of another split,
+        and CacheMismatchError if it is of other shards or of another teacher.
+        """
+        stored = read_captions(self.path, name)
+        teacher = layout.teacher_digest(self.manifest["teacher"])
+        return located(stored, self.split, self.shards, self.column("valid"), teacher)
 
     def as_dask(self) -> "dask.array.Array":
         """Return all targets as a lazy dask array: float16 [N,V,D], one block per chunk.

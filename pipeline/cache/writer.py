@@ -1,4 +1,4 @@
-"""Publishes what a cache holds: each unit, prompt set, manifest and seal appears whole or not."""
+"""Publishes what a cache holds: units, prompt sets, captions, manifest, seal; each whole or not."""
 
 import contextlib
 import errno
@@ -100,6 +100,14 @@ def publish_anchors(
     return _publish_group(cache, f"anchors/{name}", arrays, layout.ANCHOR_ARRAYS, full)
 
 
+def publish_captions(
+    cache: Path, name: str, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any]
+) -> bool:
+    """Write a set of captions, and which samples they tell of; False if it was there before."""
+    full = {"format": layout.FORMAT, "version": layout.VERSION, "name": name, **attributes}
+    return _publish_group(cache, f"captions/{name}", arrays, layout.CAPTION_ARRAYS, full)
+
+
 def publish_seal(
     cache: Path, generation: int, columns: Mapping[str, np.ndarray], seal: Mapping[str, Any]
 ) -> None:
@@ -130,8 +138,13 @@ def drop_anchors(cache: Path, name: str) -> None:
     (cache / "anchors" / name).rename(_temporary(cache, "dropped") / name)
 
 
+def drop_captions(cache: Path, name: str) -> None:
+    """Move a set of captions out of the way, so that it can be embedded again."""
+    (cache / "captions" / name).rename(_temporary(cache, "dropped") / name)
+
+
 def mend_parent_group(cache: Path, place: str) -> None:
-    """Write what makes units/ or anchors/ a Zarr group; the groups inside stay as they are."""
+    """Write what makes a folder of groups (units/, ...) one itself; those inside are left alone."""
     temporary = _temporary(cache, place)
     zarr.create_group(store=LocalStore(temporary), zarr_format=3)
     durable.fsync_tree(temporary)
@@ -202,7 +215,7 @@ def _check_written(
 
 
 def _ensure_parent_group(cache: Path, place: str) -> None:
-    """Make units/ or anchors/ a Zarr group, so that a bare listing is clean."""
+    """Make a folder of groups a Zarr group, so that a bare listing is clean."""
     if not (cache / place / "zarr.json").exists():
         mend_parent_group(cache, place)
 

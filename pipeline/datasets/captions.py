@@ -6,10 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipeline.captions import object_in, text_in
 from pipeline.datasets.archives import listed
 from pipeline.datasets.sets import Dataset, Pairs, Place, Split
 from pipeline.datasets.tars import keys_at
-from pipeline.errors import DataError
+from pipeline.errors import DataError, SampleError
 from pipeline.shards import IMAGE_EXTENSIONS
 
 _SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
@@ -19,7 +20,8 @@ def img2dataset(place: Place) -> Dataset:
     """Return what img2dataset wrote (output_format=webdataset), all of it train.
 
     A sample without an image, as of a dead link, is left out and counted. The caption is in `.txt`,
-    and in `.json` with what else img2dataset says of it.
+    and in `.json` with what else img2dataset says of it; one of the two that cannot be read is left
+    out and counted too, and costs the other nothing.
     """
     source = _folder(place, "img2dataset's 00000.tar, 00001.tar, ...")
     tars = sorted(source.glob("*.tar"))
@@ -68,6 +70,7 @@ def _folder(place: Place, wanted: str) -> Path:
 
 
 def _downloaded(tars: list[Path], left_out: dict[str, int]) -> Pairs:
+    left_out.clear()  # the splits of --val read it twice
     left_out["no image"] = 0
     for tar in tars:
         for key, members in keys_at(tar):
@@ -75,18 +78,33 @@ def _downloaded(tars: list[Path], left_out: dict[str, int]) -> Pairs:
             if image is None:
                 left_out["no image"] += 1
                 continue
-            yield key, {image: members[image], **_text_members(members)}
+            yield key, {image: members[image], **_text_members(members, left_out)}
 
 
-def _text_members(members: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Return the caption as text, and all that is known as JSON."""
+def _text_members(members: Mapping[str, bytes], left_out: dict[str, int]) -> dict[str, bytes]:
+    """Return the caption as text, and all that is known as JSON; count what cannot be read."""
+    known, text = {}, ""
     try:
-        known = json.loads(members.get("json", b"{}"))
-        text = members["txt"].decode() if "txt" in members else str(known.get("caption") or "")
-    except (ValueError, AttributeError):
-        return {}
+        known = _known(members.get("json", b"{}"))
+    except SampleError:
+        left_out["unreadable .json"] = left_out.get("unreadable .json", 0) + 1
+    try:
+        text = text_in(members.get("txt", b""))
+    except SampleError:
+        left_out["unreadable .txt"] = left_out.get("unreadable .txt", 0) + 1
+    text = text or str(known.get("caption") or "")
     content = {"captions": [text] if text else [], **known}
     return {"txt": text.encode(), "json": json.dumps(content, ensure_ascii=False).encode()}
+
+
+def _known(content: bytes) -> dict[str, Any]:
+    """Return what img2dataset's `.json` says; raises SampleError if it cannot be written again."""
+    known = object_in(content)
+    try:
+        json.dumps(known, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:  # half a surrogate pair
+        raise SampleError("bad-json", str(error)) from None
+    return known
 
 
 # --- Karpathy's splits ---------------------------------------------------------------------------

@@ -72,6 +72,39 @@ def test_what_was_downloaded_is_train_and_dead_links_are_counted(
     assert digests(again.shards) == digests(written.shards)
 
 
+BAD_JSON = (b"{", b"[]", b"[" * 100_000, b'{"caption": "x\\ud800"}', b"\xff")
+
+
+@pytest.mark.parametrize("bad", BAD_JSON, ids=range(len(BAD_JSON)))
+def test_one_unreadable_text_costs_the_other_nothing_and_is_counted(
+    tmp_path: Path, bad: bytes
+) -> None:
+    said = json.dumps({"caption": "by json", "url": "u"}).encode()
+    texts = {
+        "a": {"json": bad, "txt": "café".encode()},
+        "b": {"json": said, "txt": b"caf\xe9"},
+        "c": {"json": bad, "txt": b"\xff"},
+        "d": {"json": said, "txt": b""},
+        "e": {},
+    }
+    tar = {}
+    for i, (key, its) in enumerate(texts.items()):
+        tar[f"{key}.jpg"] = jpeg(i, i)
+        tar |= {f"{key}.{name}": content for name, content in its.items()}
+    write_tar(tmp_path / "cc3m" / "00000.tar", tar)
+    for out, val in (("out", 0.0), ("parted", 0.4)):
+        written = write_known("cc3m", tmp_path / out, source=tmp_path / "cc3m", val=val)
+        assert sum(written.samples.values()) == 5
+        assert written.left_out == {"no image": 0, "unreadable .json": 2, "unreadable .txt": 2}
+    found = members(tmp_path / "out")
+    assert [found[f"{key}.txt"].decode() for key in texts] == [
+        *("café", "by json", "", "by json", ""),
+    ]
+    captions = [json.loads(found[f"{key}.json"])["captions"] for key in texts]
+    assert captions == [["café"], ["by json"], [], ["by json"], []]
+    assert json.loads(found["b.json"])["url"] == "u"
+
+
 def test_a_cut_tar_or_none_is_an_error(downloaded: Path, tmp_path: Path) -> None:
     path = downloaded / "00001.tar"
     path.write_bytes(path.read_bytes()[:2000])

@@ -13,6 +13,7 @@ import zarr
 from zarr.storage import LocalStore
 
 from pipeline.cache import layout
+from pipeline.cache.captions import read_captions
 from pipeline.cache.reader import TargetCache, read_anchors, read_manifest
 from pipeline.errors import CacheError
 
@@ -49,7 +50,7 @@ def check_law(
     exit_code: of the command that was the last to write; 0 demands a cache with nothing lost.
     tars: whole shards, named SPLIT-SHARD.tar, whose samples the published units must all have (as
     counted by the standard library). Leave it out for damaged ones. What publishes nothing at all
-    (no manifest) has no unit, no anchors and no seal.
+    (no manifest) has no unit, no anchors, no captions and no seal.
 
         law = check_law(cache, exit_code=done.returncode)
         assert law.missing == {"train-000000.mild.v0-1"}
@@ -59,7 +60,7 @@ def check_law(
     law = Law()
     if not any((cache / "manifest").glob("[0-9]*.json")):
         assert not _groups(cache / "units")
-        assert not _groups(cache / "anchors")
+        assert not _groups(cache / "anchors") | _groups(cache / "captions")
         assert not (cache / "index").exists()
     else:
         manifest = read_manifest(cache)
@@ -71,6 +72,8 @@ def check_law(
         _check_shards(units, held, law)
         for name in _groups(cache / "anchors"):
             read_anchors(cache, name)
+        for name in _groups(cache / "captions"):
+            _check_captions(cache, name)
         law.sealed = layout.index_path(cache, manifest["generation"]).exists()
         _check_seal(cache, manifest, held, law)
     if exit_code == 0:
@@ -133,6 +136,15 @@ def _check_rows(
     norms = np.linalg.norm(targets_NVD[valid_NV], axis=-1)
     assert np.allclose(norms, 1, atol=2e-3), f"{unit.name}: a valid target that is no vector"
     assert np.isnan(targets_NVD[~valid_NV]).all(), f"{unit.name}: an invalid target with numbers"
+
+
+def _check_captions(cache: Path, name: str) -> None:
+    """Hold captions against what they say of themselves."""
+    captions = read_captions(cache, name)
+    assert len(captions.texts) == len(captions.embeddings_KD) == captions.counts["captions"]
+    assert len(np.unique(captions.samples_K2, axis=0)) == captions.counts["captioned"]
+    norms_K = np.linalg.norm(captions.embeddings_KD, axis=1)
+    assert np.allclose(norms_K, 1, atol=1e-5), f"{name}: a caption that is no vector"
 
 
 def _check_shards(

@@ -1,0 +1,211 @@
+"""Embeds the captions of a split's samples with the teacher's text tower, for retrieval.
+
+Shape letters: K captions, D teacher dimension.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.cache import layout, writer
+from pipeline.cache.captions import StoredCaptions, read_captions
+from pipeline.cache.reader import read_manifest
+from pipeline.caption_shards import Collected, HeldShard, collect_captions, held_shards
+from pipeline.cutting import fitting
+from pipeline.errors import CacheError, CacheMismatchError, DataError
+from pipeline.options import differences, nearest
+from pipeline.shards import Shard
+from pipeline.teacher import Teacher
+from pipeline.text_tower import cached_teacher, embed_means, tell_cuts
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_+-]*")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A caption of which only `kept` characters were embedded; whole, it has `tokens` tokens."""
+
+    caption: int
+    kept: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class CaptionsSummary:
+    """What a cache holds of a set of captions.
+
+    samples: read, of which `captioned` have a caption. tokens: of the shortest text and the
+    longest. cuts: captions of which a part was embedded: what was, and what of how much.
+    """
+
+    name: str
+    split: str
+    captions: int
+    samples: int
+    captioned: int
+    tokens: tuple[int, int]
+    left_out: dict[str, int]
+    examples: tuple[str, ...]
+    cuts: tuple[str, ...]
+
+    def as_mapping(self) -> dict[str, Any]:
+        """Return the summary as plain values."""
+        return asdict(self)
+
+    def line(self) -> str:
+        """Say in one line what the set is."""
+        left_out = "".join(f", left out {n} ({reason})" for reason, n in self.left_out.items())
+        without = self.samples - self.captioned
+        return (
+            f"{self.name}: {self.captions} captions of {self.captioned} samples of {self.split}, "
+            f"{self.tokens[0]} to {self.tokens[1]} tokens; {without} samples without{left_out}"
+        )
+
+    def text(self) -> str:
+        """Say all of it, a line each."""
+        examples = [f"  example: {text}" for text in self.examples]
+        return "\n".join([self.line(), *examples, *(f"  cut: {text}" for text in self.cuts)])
+
+
+def add_captions(
+    cache: Path,
+    shards: Sequence[Shard],
+    *,
+    split: str = "test",
+    name: str | None = None,
+    device: str = "auto",
+    teacher: str | None = None,
+) -> bool:
+    """Embed the captions in a split's shards; return False if the cache has them already.
+
+    shards: all of the split's, as the cache was made from them; others are passed over. name: of
+    the set, by default the split's. teacher: the model to load, if the manifest's teacher has
+    moved. Only captions/ is written to; no image is held, and a sealed cache stays sealed. Raises
+    CacheMismatchError if shards or teacher are not those of the cache, or if under that name it has
+    other captions; CacheError while another process writes to the cache; DataError if there is no
+    caption.
+    """
+    name = split if name is None else name
+    if not _NAME.fullmatch(name):
+        raise DataError(f"captions {name!r}: a name may hold letters, digits and _ + - only")
+    manifest = read_manifest(cache)
+    with writer.exclusive(cache):
+        writer.sweep(cache)
+        held = held_shards(cache, manifest, split, shards)
+        if _is_cached(cache, manifest, name, split, held):
+            return False
+        collected = collect_captions(held)
+        loaded = cached_teacher(cache, manifest, device, teacher)
+        arrays, attributes = embedded(loaded, manifest, collected, name=name, split=split)
+        return writer.publish_captions(cache, name, arrays, attributes)
+
+
+def remove_captions(cache: Path, name: str) -> None:
+    """Take a set of captions out of a cache; raises CacheError if it is not there, or in use."""
+    read_manifest(cache)
+    known = layout.caption_names(cache)
+    if name not in known:
+        hint = nearest(name, known) if known else "it has none"
+        raise CacheError(f"{cache} has no captions {name!r}: {hint}")
+    with writer.exclusive(cache):
+        writer.drop_captions(cache, name)
+        writer.sweep(cache)
+
+
+def list_captions(cache: Path) -> list[CaptionsSummary]:
+    """Describe every set of captions of a cache, by name; raises CacheError."""
+    read_manifest(cache)
+    return [show_captions(cache, name) for name in layout.caption_names(cache)]
+
+
+def show_captions(cache: Path, name: str, *, examples: int = 3) -> CaptionsSummary:
+    """Describe one set of captions, with the first ones as examples; raises CacheError."""
+    read_manifest(cache)
+    stored = read_captions(cache, name)
+    return CaptionsSummary(
+        name=name,
+        split=stored.split,
+        captions=stored.counts["captions"],
+        samples=stored.counts["samples"],
+        captioned=stored.counts["captioned"],
+        tokens=(int(stored.token_counts_K.min()), int(stored.token_counts_K.max())),
+        left_out=dict(stored.left_out),
+        examples=stored.texts[:examples],
+        cuts=tuple(_cut_line(stored, cut) for cut in stored.cuts),
+    )
+
+
+def _cut_line(stored: StoredCaptions, cut: Mapping[str, int]) -> str:
+    text, kept = stored.texts[cut["caption"]], int(stored.token_counts_K[cut["caption"]])
+    return f"{text[: cut['kept']]!r} ({kept} of {cut['tokens']} tokens)"
+
+
+def embedded(
+    teacher: Teacher, manifest: Mapping[str, Any], collected: Collected, *, name: str, split: str
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Embed captions; return the arrays and attributes that are published of them.
+
+    A caption that is longer than the teacher reads is cut, and that is told.
+    """
+    texts, what = collected.texts, f"captions {name}"
+    kept, cuts = _fitted(teacher, texts, what)
+    lines = [(f"caption {cut.caption}", texts[cut.caption], cut.kept, cut.tokens) for cut in cuts]
+    tell_cuts(what, lines, "captions show")
+    arrays = {
+        "embeddings": embed_means(teacher, manifest, [[text] for text in kept], what),
+        "texts": np.array(texts, dtype=object),
+        "token_counts": np.array([teacher.count_tokens(text) for text in kept], np.int32),
+        "samples": np.array(collected.samples, np.int64),
+    }
+    attributes = {
+        **_made_from(manifest, split, collected.shards),
+        "counts": collected.counts,
+        "left_out": dict(sorted(collected.left_out.items())),
+        "cuts": [asdict(cut) for cut in cuts],
+    }
+    return arrays, attributes
+
+
+def _fitted(teacher: Teacher, texts: Sequence[str], what: str) -> tuple[list[str], list[Cut]]:
+    """Return the captions as the teacher can read them whole, and what was cut off to that end."""
+    kept, cuts = list(texts), []
+    for place, text in enumerate(texts):
+        end = fitting(text, 0, teacher.count_tokens, teacher.max_tokens)
+        if end is None:
+            raise DataError(f"{what}: no letter of {text[:60]!r} fits what the teacher reads")
+        if end < len(text):
+            kept[place] = text[:end]
+            cuts.append(Cut(place, end, teacher.count_tokens(text)))
+    return kept, cuts
+
+
+def _is_cached(
+    cache: Path, manifest: Mapping[str, Any], name: str, split: str, held: Sequence[HeldShard]
+) -> bool:
+    """Tell whether a cache has these captions; raises CacheMismatchError if it has others."""
+    if name not in layout.caption_names(cache):
+        return False
+    stored = read_captions(cache, name)
+    old = {"split": stored.split, "shards": stored.shards, "teacher": stored.teacher_digest}
+    if changed := differences(old, _made_from(manifest, split, held)):
+        raise CacheMismatchError(
+            f"{cache} has captions {name!r} of something else; give these another --name, or take "
+            "those away with `beamclip captions remove`:",
+            changed,
+        )
+    return True
+
+
+def _made_from(
+    manifest: Mapping[str, Any], split: str, held: Sequence[HeldShard]
+) -> dict[str, Any]:
+    """Return what decides a set of captions, as its attributes have it."""
+    return {
+        "split": split,
+        "shards": [item.as_mapping() for item in held],
+        "teacher": layout.teacher_digest(manifest["teacher"]),
+    }

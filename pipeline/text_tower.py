@@ -1,0 +1,88 @@
+"""Has a cache's own teacher embed texts, in batches; tells which of them were cut.
+
+Shape letters: A anchors or captions, D teacher dimension.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import runtime
+from pipeline.cache import layout
+from pipeline.errors import CacheMismatchError, DataError
+from pipeline.options import differences
+from pipeline.teacher import HF_HUB, LOCAL_DIR, Teacher, TeacherOptions, check_teacher, load_teacher
+
+_BATCH = 256  # texts in one forward pass
+_SHOWN = 20  # cuts that are logged, of one set
+_log = logging.getLogger(__name__)
+
+
+def embed_means(
+    teacher: Teacher, manifest: Mapping[str, Any], texts: Sequence[Sequence[str]], what: str
+) -> np.ndarray:
+    """Return float32 [A,D]: the mean of each row's normalised texts, normalised.
+
+    Every row has as many texts, none longer than the teacher reads. what: names them in the error
+    (DataError) of a vector that is not finite. Beside the result, memory holds one batch.
+    """
+    each = len(texts[0])
+    at_once = max(1, _BATCH // each)  # rows
+    embeddings_AD = np.empty((len(texts), teacher.dim), np.float32)
+    with (
+        runtime.torch_threads(manifest["batch"]["threads"]),
+        runtime.progress(f"embedding {what}", len(texts) * each, "texts") as advance,
+    ):
+        for begin in range(0, len(texts), at_once):
+            block = texts[begin : begin + at_once]
+            flat = teacher.embed_texts([text for row in block for text in row]).numpy()
+            mean_AD = flat.reshape(len(block), each, -1).mean(axis=1)
+            mean_AD /= np.linalg.norm(mean_AD, axis=1, keepdims=True)
+            embeddings_AD[begin : begin + len(block)] = mean_AD
+            advance(len(block) * each)
+    if not np.isfinite(embeddings_AD).all():
+        raise DataError(f"{what}: the teacher gave a vector that is not finite")
+    return embeddings_AD
+
+
+def tell_cuts(what: str, cuts: Sequence[tuple[str, str, int, int]], command: str) -> None:
+    """Log the first of the texts that were cut.
+
+    cuts: (whose text, the text, characters kept, tokens of the whole). command: lists all of them.
+    """
+    for whose, text, kept, tokens in cuts[:_SHOWN]:
+        ending = text[max(0, kept - 40) : kept]
+        _log.warning("%s: %s has %d tokens and was cut after %r", what, whose, tokens, ending)
+    if len(cuts) > _SHOWN:
+        _log.warning("... and %d more texts were cut: see `%s`", len(cuts) - _SHOWN, command)
+
+
+def cached_teacher(
+    cache: Path, manifest: Mapping[str, Any], device: str, moved: str | None
+) -> Teacher:
+    """Load the manifest's teacher; raises CacheMismatchError if it is another by now.
+
+    moved: the model to load, if it lies elsewhere than the manifest says.
+    """
+    named, batch = manifest["teacher"], manifest["batch"]
+    model = moved or named["model"]
+    spec = TeacherOptions(
+        model=model,
+        pretrained=None if model.startswith((LOCAL_DIR, HF_HUB)) else named["pretrained"],
+        precision=named["precision"],
+        batch_size=batch["size"],
+        threads=batch["threads"],
+    )
+    check_teacher(spec)
+    teacher = load_teacher(spec, runtime.pick_device(device))
+    found = teacher.fingerprint()
+    if layout.teacher_digest(found) != layout.teacher_digest(named):
+        raise CacheMismatchError(
+            f"the teacher {model} is not the one that {cache} was made with; texts of two teachers "
+            "cannot be compared, nothing was touched:",
+            differences({"teacher": named}, {"teacher": found}),
+        )
+    return teacher
