@@ -13,7 +13,13 @@ from rich.table import Table
 from benchmarks.measure import Row
 from pipeline import runtime
 
-NAMES = ("pixels", "host", "clip_retrieval", "device", "space", "engine", "many_units")
+NAMES = (
+    *("pixels", "host", "clip_retrieval", "device", "space", "engine", "many_units"),
+    *("loader", "training"),
+)
+
+
+PATH = Path("data/bench.json")
 
 
 def main(names: list[str]) -> None:
@@ -23,20 +29,24 @@ def main(names: list[str]) -> None:
     for name in names or NAMES:
         print(f"{name}...", file=sys.stderr)
         found[name] = importlib.import_module(f"benchmarks.{name}").rows()
+        print(*("  ".join(item.as_text()) for item in found[name]), sep="\n", file=sys.stderr)
+        _write(found)  # so far: what comes after may fail
     table = Table("what", "median", "least to greatest", "target", "note")
     for rows in found.values():
         for item in rows:
             table.add_row(*item.as_text())
     Console(width=150).print(table)
+    print(f"written to {PATH}")
+
+
+def _write(found: dict[str, list[Row]]) -> None:
     result = {
         "commit": runtime.git_commit(),
         "versions": runtime.versions(),
         "rows": {name: [asdict(item) for item in rows] for name, rows in found.items()},
     }
-    path = Path("data/bench.json")
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"written to {path}")
+    PATH.parent.mkdir(exist_ok=True)
+    PATH.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

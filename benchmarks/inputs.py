@@ -181,3 +181,35 @@ def tiny_teacher(folder: Path) -> str:
     shards = find_shards([str(folder / "digits")])
     train_tiny_teacher(shards, load_prompts("digits"), folder / "model", TinyOptions(epochs=1))
     return f"local-dir:{folder / 'model'}"
+
+
+def cached_squares(folder: Path, count: int) -> tuple[Path, Path, Path]:
+    """Make a sealed cache of small plain images; return it, its shards and its recipe's file."""
+    import yaml
+
+    from pipeline.cluster import Place
+    from pipeline.embed import build_cache
+    from pipeline.recipe import load_recipe
+
+    def samples() -> Iterator[tuple[str, dict[str, bytes]]]:
+        for number in range(count):
+            buffer = io.BytesIO()
+            colour = (number % 251, number % 241, number % 239)
+            Image.new("RGB", (32, 32), colour).save(buffer, "PNG", compress_level=0)
+            yield f"{number:07d}", {"png": buffer.getvalue()}
+
+    write_shards(samples(), folder / "shards", "train", per_shard=1000)
+    fields = photo_recipe(tiny_teacher(folder / "teacher"), PLAIN, 1)
+    fields["teacher"]["batch_size"] = 256
+    fields["training"]["batch_size"] = 256
+    file = folder / "recipe.yaml"
+    file.write_text(yaml.safe_dump(fields), encoding="utf-8")
+    recipe = load_recipe(str(file))
+    build_cache(
+        folder / "cache",
+        find_shards([str(folder / "shards")]),
+        recipe.cache_options(),
+        recipe=recipe.resolved(),
+        place=Place(device="cpu"),
+    )
+    return folder / "cache", folder / "shards", file
