@@ -5,9 +5,13 @@ MODEL   ?= rn18
 NAME    := $(basename $(notdir $(RECIPE)))
 DATA    ?= data/shards/$(NAME)
 CACHE   ?= data/cache/$(NAME)
-RUN     ?= data/runs/$(NAME)-$(MODEL)
+RUN     ?= data/runs/$(NAME)-{model}
 WORKERS ?= 0
 SET     ?=
+
+# MODEL may name several students, which share one stream of batches: MODEL=rn18,rn50
+comma  := ,
+MODELS := $(subst $(comma), ,$(MODEL))
 
 # Tests run in a process for each core, at most four.
 TOGETHER := -n auto --maxprocesses 4
@@ -64,10 +68,10 @@ teacher-cache: $(INPUTS) ## Stage one: embed DATA with the recipe's teacher into
 	$(BIN)/beamclip teacher-cache --shards $(DATA) --cache $(CACHE) --recipe $(RECIPE) --workers $(WORKERS) $(SET)
 
 train-student: $(SEAL) ## Stage two: train MODEL from CACHE into RUN; nothing if it is done
-	$(BIN)/beamclip train-student --cache $(CACHE) --shards $(DATA) --recipe $(RECIPE) --model $(MODEL) --run $(RUN) --resume $(SET)
+	$(BIN)/beamclip train-student --cache $(CACHE) --shards $(DATA) --recipe $(RECIPE) --model $(MODEL) --run "$(RUN)" --resume $(SET)
 
 probe: train-student ## Score RUN beside its teacher; makes all that is missing first
-	$(BIN)/beamclip probe --run $(RUN)
+	$(foreach model,$(MODELS),$(BIN)/beamclip probe --run "$(subst {model},$(model),$(RUN))" &&) true
 
 clean: ## Remove shards, teachers, caches and runs made under data/
 	rm -rf data/shards data/teachers data/cache data/runs

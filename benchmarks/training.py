@@ -1,4 +1,4 @@
-"""Stage two as a whole: beside bare steps, beside online distillation, and several students at once.
+"""Stage two as a whole: beside bare steps, beside online distillation, several students at once.
 
 ResNet-18 at 96 px from 500x375 JPEGs. What is possible on cores that loading and training share is
 the time of bare steps on tensors at hand plus that of loading, each alone on all cores.
