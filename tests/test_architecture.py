@@ -43,6 +43,7 @@ LEVELS = (
     {"prompt_file"},
     {"prompts"},
     {"views", "cache.reader", "cache.writer", "audit.arrays"},
+    {"labels"},
     {
         "anchors",
         "audit.units",
