@@ -124,7 +124,7 @@ def test_it_has_the_classes_of_its_dataset_and_a_text_of_its_own_for_each(file: 
     prompts = load_prompts(file)
     assert prompts.dataset == file
     assert len(prompts.classes) == COUNTS[file]
-    assert {"cpa", "plain"} <= prompts.prompt_sets.keys()
+    assert {"cpa", "plain", "cpa.article", "plain.article", "clip"} <= prompts.prompt_sets.keys()
     for chosen in load_sets(file):
         texts = [text for texts_T in chosen.texts for text in texts_T]
         assert len(set(texts)) == len(texts)
@@ -186,6 +186,52 @@ def test_descriptions_are_short_and_do_not_repeat_each_other(  # type: ignore[no
     assert all(text.count(". ") <= 1 for text in descriptions)
 
 
+PLURAL = {  # and what is not counted
+    "cifar100": "cattle",
+    "flowers102": "canterbury bells, prince of wales feathers, garden phlox, love in the mist, "
+    "watercress, bee balm, ball moss",
+    "imagenet-1k": "binoculars, chain mail, clogs, face powder, jeans, lotion, tights, pajamas, "
+    "parallel bars, sunglasses, sunscreen, swim trunks / shorts, velvet fabric, guacamole, "
+    "ice cream, mashed potatoes, broccoli, hay, carbonara, chocolate syrup, dough, red wine, "
+    "eggnog, rapeseed, corn, toilet paper",
+}
+# Names that end in s, and are one thing.
+SINGULAR = re.findall(
+    r"\S+",
+    """
+    abacus albatross bus clematis colobus compass crocus cuirass fungus glass hibiscus hippopotamus
+    hourglass iris lotus malinois mantis minibus moss nautilus platypus press pyrenees sunglass
+    triceratops trolleybus watercress dress mattress harness
+    """,
+)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_name_gets_the_article_that_it_asks_for_and_plurals_none(file: str) -> None:
+    prompts = load_prompts(file)
+    without = [item.name for item in prompts.classes if item.article == ""]
+    assert without == [name for name in PLURAL.get(file, "").split(", ") if name]
+    plurals = [item.name for item in prompts.classes if item.name.rstrip().endswith("s")]
+    assert {n.split()[-1].lower() for n in plurals if n not in without} <= set(SINGULAR)
+    for name in ("plain", "cpa"):
+        literal, [articled] = (load_sets(file, [n]) for n in (name, f"{name}.article"))
+        for item, (ours,), (theirs,) in zip(
+            prompts.classes, articled.texts, literal[0].texts, strict=True
+        ):
+            assert theirs.startswith(f"A photo of a {item.name}")  # as the document has it
+            rest = theirs.removeprefix("A photo of a ")
+            articles = ("",) if item.article == "" else ("a ", "an ")
+            assert ours in [f"A photo of {article}{rest}" for article in articles]
+
+
+def test_names_that_begin_with_a_vowel_get_an() -> None:
+    [stl] = load_sets("stl10", ["plain.article"])
+    assert stl.texts[0] == ("A photo of an airplane.",)
+    [digits] = load_sets("digits", ["plain.article"])
+    assert digits.texts[8] == ("A photo of an eight.",)
+    assert digits.texts[1] == ("A photo of a one.",)
+
+
 def described(prompts: PromptFile) -> dict[str, str]:
     return {item.name: item.description or "" for item in prompts.classes}
 
@@ -199,6 +245,7 @@ def test_each_flower_is_described_as_the_plant_that_it_is() -> None:
         if genus not in text
     ]
     assert wrong == []
+    assert [n for n, text in flowers.items() if not re.search(r"\b(flower|plant)", text)] == []
 
 
 def test_each_pet_is_described_as_the_breed_that_it_is() -> None:
@@ -206,6 +253,11 @@ def test_each_pet_is_described_as_the_breed_that_it_is() -> None:
     assert [item.name for item in prompts.classes if item.coarse == "cat"] == CATS
     assert {item.coarse for item in prompts.classes} == {"cat", "dog"}
     pets = described(prompts)
+    for item in prompts.classes:
+        assert f" {item.coarse} breed" in pets[item.name], item.name
+        assert not re.search(
+            r"\bdogs?\b" if item.coarse == "cat" else r"\bcats?\b", pets[item.name]
+        )
     assert [name for name, mark in PETS.items() if mark not in pets[name]] == []
     for name, mark in PETS.items():
         if mark not in ("black", "green eyes", "mountain", "Japanese"):

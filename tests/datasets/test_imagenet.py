@@ -9,7 +9,8 @@ import pytest
 from pipeline.datasets.known import write_known
 from pipeline.errors import BeamclipError
 from pipeline.imagenet import class_names, synsets
-from pipeline.shards import Sample
+from pipeline.prompt_file import check_class_order, load_prompts
+from pipeline.shards import Sample, find_shards
 from tests.conftest import Invoke
 from tests.datasets.archives import jpeg, mat, tar_bytes, write_tar
 from tests.datasets.written import digests, read
@@ -72,7 +73,9 @@ def _no_sums(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_no_sums")
-def test_the_official_tars_are_streamed_and_validation_is_test(tars: Path, tmp_path: Path) -> None:
+def test_the_official_tars_are_streamed_and_validation_is_test(
+    tars: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     written = write_known("imagenet-1k", tmp_path / "out", source=tars, per_shard=3)
     assert written.samples == {"train": 4, "test": 3}
     found = read(tmp_path / "out")
@@ -86,6 +89,8 @@ def test_the_official_tars_are_streamed_and_validation_is_test(tars: Path, tmp_p
     }
     assert found["train"][0].image().content == jpeg(10, 110)
     assert (tmp_path / "out/classes.txt").read_text().splitlines() == list(class_names())
+    check_class_order(load_prompts("imagenet-1k"), find_shards([str(tmp_path / "out")]))
+    assert caplog.records == []
     assert sorted(path.name for path in tars.iterdir()) == [
         *("ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
     ]
