@@ -30,6 +30,9 @@ LEVELS = (
     {"cache.captions"},
     {"datasets.sets", "datasets.pixels"},
     {"datasets.archives", "datasets.publish", "datasets.tars", "imagenet"},
+    {"library_prompts"},
+    {"prompt_file"},
+    {"prompts"},
     {
         "datasets.digits",
         "datasets.folder",
@@ -39,9 +42,6 @@ LEVELS = (
         "datasets.benchmark",
     },
     {"datasets.known"},
-    {"library_prompts"},
-    {"prompt_file"},
-    {"prompts"},
     {"views", "cache.reader", "cache.writer", "audit.arrays"},
     {"labels"},
     {
