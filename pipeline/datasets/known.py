@@ -54,7 +54,10 @@ DATASETS: Mapping[str, Known] = {
     "imagenet-21k": Known(
         imagenet.imagenet21k,
         "ImageNet-21K, fall 2011 or winter 2021, all of it train; no image twice.",
-        options={"exclude_synsets": (None, "imagenet-1k, or a file of ids, one a line.")},
+        options={
+            "exclude_synsets": (None, "imagenet-1k, or a file of ids, one a line."),
+            "exclude_images": (None, "Shards whose images are left out, by their bytes."),
+        },
     ),
     "cc3m": Known(captions.img2dataset, "Conceptual Captions 3M, as img2dataset wrote it."),
     "cc12m": Known(captions.img2dataset, "Conceptual Captions 12M, as img2dataset wrote it."),
