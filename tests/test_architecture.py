@@ -28,7 +28,7 @@ LEVELS = (
     | {"captions"},
     {"cache.arrays", "trainee"},
     {"cache.captions"},
-    {"datasets.sets", "datasets.pixels"},
+    {"datasets.sets", "datasets.pixels", "datasets.facts"},
     {"datasets.archives", "datasets.publish", "datasets.tars", "imagenet"},
     {"library_prompts"},
     {"prompt_file"},

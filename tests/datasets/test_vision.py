@@ -2,7 +2,13 @@
 
 import gzip
 import pickle
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -18,6 +24,25 @@ from tests.datasets.archives import cifar_batches, gz, idx, jpeg, mat, md5, writ
 from tests.datasets.written import digests, read
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """Serve a folder on this machine; yield its address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def pixels(sample: Sample) -> np.ndarray:
@@ -259,6 +284,29 @@ def test_a_cut_copy_of_fashion_mnist_is_refused(fashion: Path, tmp_path: Path) -
     assert f"{path} is damaged" in refusal("fashion-mnist", fashion, tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        idx(np.zeros((3, 28, 28))),
+        b"",
+        b"\0\0\x08\x01\0\0\0\x03\0",
+        b"no idx at all",
+        idx(np.ones(2)),
+    ],
+    ids=["images", "empty", "short", "foreign", "fewer"],
+)
+def test_a_file_of_another_kind_under_the_right_name_is_an_error(
+    fashion: Path, tmp_path: Path, beamclip: Invoke, content: bytes
+) -> None:
+    """As images where labels should be: torchvision asserts."""
+    (fashion / "train-labels-idx1-ubyte.gz").write_bytes(gz(content))
+    outcome = beamclip("data", "fashion-mnist", "--from", fashion, "--out", tmp_path / "out")
+    assert outcome.code == 1
+    fewer = "split train has 3 images and 2 labels"
+    assert (fewer if content == idx(np.ones(2)) else "cannot read fashion-mnist") in outcome.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_unpacked_folder_without_all_images_is_told(flowers: Path, tmp_path: Path) -> None:
     (flowers / "jpg").mkdir()
     for number in (1, 2, 3, 4, 5):
@@ -277,6 +325,59 @@ def test_without_a_network_the_files_to_bring_are_named(
     assert "cannot read cifar10 in data/downloads/cifar10" in outcome.err
     assert f"cifar-10-python.tar.gz (md5 {theirs.CIFAR10.tgz_md5})" in outcome.err
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_not_there_is_downloaded_and_kept(
+    cifar10: Path, tmp_path: Path, beamclip: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from_there = write_known("cifar10", tmp_path / "from", source=cifar10.parent)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with served(cifar10.parent) as address:
+        monkeypatch.setattr(theirs.CIFAR10, "url", f"{address}/{cifar10.name}")
+        done = beamclip("data", "cifar10", "--out", tmp_path / "out")
+        assert done.code == 0, done.err
+    again = beamclip("data", "cifar10", "--out", tmp_path / "again")  # the server is gone
+    assert again.code == 0, again.err
+    assert (tmp_path / "data/downloads/cifar10" / cifar10.name).read_bytes() == cifar10.read_bytes()
+    for name in ("out", "again"):
+        assert digests(sorted((tmp_path / name).glob("*.tar"))) == digests(
+            sorted(from_there.shards)
+        )
+
+
+def test_a_download_of_another_sum_is_refused(
+    cifar10: Path, tmp_path: Path, beamclip: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(theirs.CIFAR10, "tgz_md5", "0" * 32)
+    with served(cifar10.parent) as address:
+        monkeypatch.setattr(theirs.CIFAR10, "url", f"{address}/{cifar10.name}")
+        outcome = beamclip("data", "cifar10", "--out", tmp_path / "out")
+    assert outcome.code == 1
+    assert "cannot read cifar10 in data/downloads/cifar10" in outcome.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_has_to_be_unpacked_is_beside_the_shards_and_goes_in_the_end(
+    cifar10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """STL-10 unpacks to 2.6 GB, more than many a /tmp holds."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    write_known("cifar10", tmp_path / "deep/er/out", source=cifar10.parent)
+    assert [path.name for path in (tmp_path / "deep/er").iterdir()] == ["out"]
+
+
+def test_a_folder_that_is_taken_is_told_before_anything_is_downloaded(
+    tmp_path: Path, beamclip: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/note").write_text("x")
+    outcome = beamclip("data", "cifar10", "--out", tmp_path / "out")
+    assert "is not empty: name a new folder" in outcome.err
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_written_twice_are_the_same_bytes(flowers: Path, tmp_path: Path) -> None:
