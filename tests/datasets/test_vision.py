@@ -20,6 +20,7 @@ from pipeline.errors import DataError
 from pipeline.prompt_file import check_class_order, load_prompts
 from pipeline.shards import Sample, find_shards
 from tests.conftest import Invoke
+from tests.datasets import official
 from tests.datasets.archives import cifar_batches, gz, idx, jpeg, mat, md5, write_tar
 from tests.datasets.written import digests, read
 
@@ -57,7 +58,7 @@ def labels(samples: list[Sample]) -> list[int]:
 def cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """CIFAR-10's archive with three images in each batch; torchvision's sums are made its own."""
     names = {f"data_batch_{i}": 3 for i in range(1, 6)} | {"test_batch": 4}
-    meta = pickle.dumps({"label_names": [item.name for item in load_prompts("cifar10").classes]})
+    meta = pickle.dumps({"label_names": official.CIFAR10})
     members = cifar_batches("cifar-10-batches-py", names, "labels", meta)
     path = write_tar(tmp_path / "archives/cifar-10-python.tar.gz", members, "w:gz")
     monkeypatch.setattr(theirs.CIFAR10, "tgz_md5", md5(path))
@@ -89,8 +90,12 @@ def test_cifar10_is_read_from_its_archive(cifar10: Path, tmp_path: Path) -> None
 def test_cifar100_has_its_fine_labels_with_spaces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = [item.name.replace(" ", "_") for item in load_prompts("cifar100").classes]
-    meta = pickle.dumps({"fine_label_names": names, "coarse_label_names": []})
+    meta = pickle.dumps(
+        {
+            "fine_label_names": official.CIFAR100,
+            "coarse_label_names": official.CIFAR100_COARSE,
+        }
+    )
     members = cifar_batches("cifar-100-python", {"train": 6, "test": 3}, "fine_labels", meta)
     path = write_tar(tmp_path / "archives/cifar-100-python.tar.gz", members, "w:gz")
     monkeypatch.setattr(theirs.CIFAR100, "tgz_md5", md5(path))
@@ -105,7 +110,7 @@ def test_stl10_has_its_unlabelled_images_in_shards_of_their_own(
 ) -> None:
     rng = np.random.default_rng(0)
     images = {n: rng.integers(0, 256, (n, 3, 96, 96), dtype=np.uint8) for n in (3, 5, 4)}
-    base, names = "stl10_binary", [item.name for item in load_prompts("stl10").classes]
+    base = "stl10_binary"
     columns = {n: a.transpose(0, 1, 3, 2).tobytes() for n, a in images.items()}  # as the set has it
     members = {
         f"{base}/train_X.bin": columns[3],
@@ -113,7 +118,7 @@ def test_stl10_has_its_unlabelled_images_in_shards_of_their_own(
         f"{base}/unlabeled_X.bin": columns[5],
         f"{base}/test_X.bin": columns[4],
         f"{base}/test_y.bin": bytes([4, 3, 2, 1]),
-        f"{base}/class_names.txt": "\n".join(names).encode(),
+        f"{base}/class_names.txt": "\n".join(official.STL10).encode(),
         f"{base}/fold_indices.txt": b"",
     }
     path = write_tar(tmp_path / "archives/stl10_binary.tar.gz", members, "w:gz")
@@ -168,14 +173,9 @@ def test_flowers_keep_their_files_and_the_three_splits(flowers: Path, tmp_path: 
 def test_pets_are_read_from_images_and_annotations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = [item.name.replace(" ", "_") for item in load_prompts("pets37").classes]
-    cats = {
-        item.name.replace(" ", "_")
-        for item in load_prompts("pets37").classes
-        if item.coarse == "cat"
-    }
-    raw = [name if name in cats else name.lower() for name in names]  # dogs are in lower case
-    folder, lines = tmp_path / "archives", [f"{n}_1 {i} 1 1" for i, n in enumerate(raw, 1)]
+    folder = tmp_path / "archives"
+    raw = official.PETS37
+    lines = [f"{n}_1 {i} 1 1" for i, n in enumerate(raw, 1)]
     images = {f"images/{name}_1.jpg": jpeg(i, i) for i, name in enumerate(raw)}
     lists = {f"annotations/{n}.txt": "\n".join(lines).encode() for n in ("trainval", "test")}
     packed = [
