@@ -220,12 +220,15 @@ def test_each_release_gives_the_same_labels_and_no_image_twice(tmp_path: Path, k
 
 
 @pytest.mark.parametrize("kind", ["fall11", "winter21", "tars", "folders"])
-def test_without_imagenet_1k_not_one_of_its_images_is_left(tmp_path: Path, kind: str) -> None:
+def test_without_imagenet_1k_not_one_of_its_images_is_left(
+    tmp_path: Path, kind: str, beamclip: Invoke
+) -> None:
     source = layout(tmp_path / "source", kind)
-    written = write_known(
-        "imagenet-21k", tmp_path / "out", source=source, exclude_synsets="imagenet-1k"
-    )
-    assert written.left_out == {"synsets excluded": 2, "duplicates": 2}
+    words = ("data", "imagenet-21k", "--from", source, "--exclude-synsets", "imagenet-1k")
+    done = beamclip(*words, "--out", tmp_path / "out", "--json")
+    assert done.code == 0, done.err
+    left_out = json.loads(done.out)["left_out"]
+    assert left_out == {"synsets excluded": 2, "duplicates": 2}
     found = read(tmp_path / "out")["train"]
     taken = {content for wnid in (TENCH, CRANE) for content in contents()[wnid].values()}
     assert {s.image().content for s in found} == {jpeg(0, 1), jpeg(0, 2)}

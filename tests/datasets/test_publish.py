@@ -28,9 +28,14 @@ def size(content: bytes) -> tuple[int, int]:
     return Image.open(io.BytesIO(content)).size
 
 
-def test_a_share_of_train_becomes_val_by_key(tmp_path: Path) -> None:
+def test_a_share_of_train_becomes_val_by_key(tmp_path: Path, beamclip: Invoke) -> None:
     whole = write_known("digits", tmp_path / "whole")
     parts = write_known("digits", tmp_path / "parts", val=0.2)
+    told = beamclip("data", "digits", "--out", tmp_path / "told", "--val", 0.2, "--json")
+    assert json.loads(told.out)["samples"] == parts.samples
+    assert digests(sorted((tmp_path / "told").glob("*.tar"))) == digests(sorted(parts.shards))
+    refused = beamclip("data", "digits", "--out", tmp_path / "never", "--val", 1)
+    assert (refused.code, refused.err.startswith("Error: --val is a share")) == (1, True)
     assert parts.samples.keys() == {"train", "val", "test"}
     assert 0.15 < parts.samples["val"] / whole.samples["train"] < 0.25
     keys = {split: {s.key for s in found} for split, found in read(tmp_path / "parts").items()}

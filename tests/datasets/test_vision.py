@@ -1,6 +1,7 @@
 """The sets that torchvision reads: from official archives in miniature, or as Debian has them."""
 
 import gzip
+import json
 import pickle
 import tempfile
 from collections.abc import Iterator
@@ -106,7 +107,7 @@ def test_cifar100_has_its_fine_labels_with_spaces(
 
 
 def test_stl10_has_its_unlabelled_images_in_shards_of_their_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beamclip: Invoke
 ) -> None:
     rng = np.random.default_rng(0)
     images = {n: rng.integers(0, 256, (n, 3, 96, 96), dtype=np.uint8) for n in (3, 5, 4)}
@@ -138,8 +139,11 @@ def test_stl10_has_its_unlabelled_images_in_shards_of_their_own(
     assert labels(found["test"]) == [3, 2, 1, 0]
     np.testing.assert_array_equal(pixels(found["train"][3]), images[5][0].transpose(1, 2, 0))
     check_class_order(load_prompts("stl10"), find_shards([str(tmp_path / "out")]))
-    fewer = write_known("stl10", tmp_path / "fewer", source=path.parent, unlabelled=False)
-    assert fewer.samples == {"train": 3, "test": 4}
+    words = ("data", "stl10", "--from", path.parent, "--json", "--out")
+    fewer = beamclip(*words, tmp_path / "fewer", "--no-unlabelled")
+    assert json.loads(fewer.out)["samples"] == {"train": 3, "test": 4}
+    more = beamclip(*words, tmp_path / "more", "--unlabelled")
+    assert json.loads(more.out)["samples"] == written.samples
 
 
 @pytest.fixture
