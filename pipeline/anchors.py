@@ -13,6 +13,7 @@ import numpy as np
 from pipeline.cache import layout
 from pipeline.cache.reader import Anchors, TargetCache, read_anchors, read_manifest
 from pipeline.errors import CacheMismatchError, DataError
+from pipeline.labels import own_set, warn_if_foreign
 from pipeline.options import ABSENT, differences
 from pipeline.prompt_file import PromptFile
 from pipeline.prompts import PromptSet, prompt_set
@@ -191,7 +192,10 @@ def check_anchors(
 
 
 def check_labels(cache: TargetCache, anchors: Anchors) -> None:
-    """Raise DataError unless every class number of the shards has an anchor of its own."""
+    """Raise DataError unless every class number of the shards has an anchor of its own.
+
+    Classes of other names than the cache's own may mean the same, and are warned of.
+    """
     if not anchors.labelled:
         raise DataError(
             f"prompt set {anchors.name} does not hold one anchor for each label, in order (it is a "
@@ -204,6 +208,7 @@ def check_labels(cache: TargetCache, anchors: Anchors) -> None:
             f"{len(anchors.class_names)} classes (0 to {len(anchors.class_names) - 1}): give the "
             "prompts of this dataset"
         )
+    warn_if_foreign(anchors, own_set(cache.path, cache.manifest))
 
 
 def highest_label(cache: TargetCache) -> int:

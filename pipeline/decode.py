@@ -16,7 +16,7 @@ from pipeline.options import options
 FULL = 8  # scales are counted in eighths, as libjpeg does
 SCALES = (1, 2, 4, FULL)
 _FORMATS = ("JPEG", "PNG", "WEBP")
-_MOST_PIXELS = 1024**3 // 4 // 3  # beyond this Pillow itself refuses
+MOST_PIXELS = 1024**3 // 4 // 3  # beyond this Pillow itself refuses
 _JPEG = b"\xff\xd8\xff"
 
 
@@ -37,8 +37,8 @@ class DecodePolicy:
     min_side_px: int = 4
 
     def __post_init__(self) -> None:
-        if not 1 <= self.max_pixels <= _MOST_PIXELS:
-            raise ValueError(f"max_pixels is 1 to {_MOST_PIXELS}, not {self.max_pixels}")
+        if not 1 <= self.max_pixels <= MOST_PIXELS:
+            raise ValueError(f"max_pixels is 1 to {MOST_PIXELS}, not {self.max_pixels}")
         for field in ("max_bytes", "max_aspect", "min_side_px"):
             if not getattr(self, field) >= 1:
                 raise ValueError(f"{field} is at least 1, not {getattr(self, field)}")

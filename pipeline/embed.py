@@ -100,12 +100,12 @@ def build_cache(
     """
     began, device = time.monotonic(), place.device
     check_place(place)
-    sets = _prompt_sets(spec.prompts, shards)
+    sets, named = _prompt_sets(spec.prompts, shards)
     check_teacher(spec.teacher)
     writer.check_place(cache)
     with writer.exclusive(cache):
         writer.sweep(cache)
-        plan = _plan(shards, spec, device, recipe, views_per_unit)
+        plan = _plan(shards, spec, device, recipe, named, views_per_unit)
         agreed = agree(cache, plan, shards, extend=extend)
         manifest = agreed.manifest
         for item in sets:
@@ -129,13 +129,18 @@ def build_cache(
     )
 
 
-def _prompt_sets(spec: PromptOptions, shards: Sequence[Shard]) -> list[PromptSet]:
-    """Return every set of the prompt file; a mistyped name is told now, not by training."""
+def _prompt_sets(
+    spec: PromptOptions, shards: Sequence[Shard]
+) -> tuple[list[PromptSet], dict[str, str]]:
+    """Return every set of the prompt file, and the whole names of those that the recipe uses.
+
+    A mistyped name is told now, not by training.
+    """
     prompts = load_prompts(spec.file, spec.descriptions)
     check_class_order(prompts, shards)
-    for name in (spec.anchors, spec.zeroshot):
-        prompt_set(prompts, name)
-    return [prompt_set(prompts, name) for name in prompts.prompt_sets]
+    uses = {"anchors": spec.anchors, "zeroshot": spec.zeroshot}
+    named = {use: prompt_set(prompts, name).name for use, name in uses.items()}
+    return [prompt_set(prompts, name) for name in prompts.prompt_sets], named
 
 
 def _plan(
@@ -143,6 +148,7 @@ def _plan(
     spec: CacheOptions,
     device: str,
     recipe: Mapping[str, Any],
+    named: Mapping[str, str],
     views_per_unit: int | None,
 ) -> dict[str, Any]:
     batch = {
@@ -160,6 +166,7 @@ def _plan(
         spec.decode,
         recipe,
         views_per_unit=views_per_unit,
+        prompt_sets=named,
     )
 
 

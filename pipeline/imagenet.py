@@ -5,6 +5,9 @@ from typing import Any
 
 from pipeline.errors import LibraryError
 
+# open_clip calls two classes missile and two sunglasses; one of each has WordNet's name here.
+_OWN_NAMES = {"n04008634": "projectile", "n04355933": "sunglass"}
+
 
 def synsets(subset: str = "imagenet-1k") -> tuple[str, ...]:
     """Return the WordNet ids ("n01440764") of a subset in the order of its labels, from timm.
@@ -17,9 +20,10 @@ def synsets(subset: str = "imagenet-1k") -> tuple[str, ...]:
 def class_names() -> tuple[str, ...]:
     """Return the 1,000 names that CLIP was scored with, in the order of the labels, by open_clip.
 
-    Two of them stand twice: the prompt file says which, and gives one of each its own name.
+    Each is there once: of the two that stand twice in open_clip's list, one has another name.
     """
-    return tuple(_open_clip().IMAGENET_CLASSNAMES)
+    named = zip(synsets(), _open_clip().IMAGENET_CLASSNAMES, strict=True)
+    return tuple(_OWN_NAMES.get(wnid, name) for wnid, name in named)
 
 
 def templates() -> tuple[str, ...]:

@@ -43,11 +43,13 @@ def plan_manifest(
     recipe: Mapping[str, Any],
     *,
     views_per_unit: int | None = None,
+    prompt_sets: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return the first manifest generation: every split its eval view, train also `views` more.
 
     teacher: its fingerprint. batch: size, threads and device, on which last bits of vectors depend.
-    views_per_unit: the most views of one unit; by default a unit has all of them.
+    views_per_unit: the most views of one unit; by default a unit has all of them. prompt_sets: the
+    whole names of the recipe's `anchors` and `zeroshot`; class i of the latter is label i.
     """
     evaluation = EvalSchedule(
         resize_mode=teacher["preprocess"]["resize_mode"],
@@ -78,6 +80,7 @@ def plan_manifest(
             "versions": installed,
             "machine": platform.machine(),
             "recipe": recipe,
+            "prompt_sets": dict(prompt_sets or {}),
         },
     }
     return dict(json.loads(json.dumps(plan)))  # as it will read back: lists, not tuples

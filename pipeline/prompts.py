@@ -31,8 +31,9 @@ class PromptOptions:
 class PromptSet:
     """The texts of a set of anchors: texts[anchor][template], averaged over the templates.
 
-    label_ends[anchor][template]: where the class's name ends in the text. labelled: whether anchor
-    i stands for label i, which the zero-shot probe asks for.
+    label_ends[anchor][template]: where the class's name ends in the text. names[anchor]: the names
+    of its class, which are never cut in two. labelled: whether anchor i stands for label i, which
+    the zero-shot probe asks for.
     """
 
     name: str
@@ -40,6 +41,7 @@ class PromptSet:
     templates: tuple[str, ...]
     texts: tuple[tuple[str, ...], ...]
     label_ends: tuple[tuple[int, ...], ...]
+    names: tuple[tuple[str, ...], ...]
     labelled: bool = True
 
 
@@ -88,6 +90,7 @@ def sampled(prompts: PromptSet, count: int, seed: int) -> PromptSet:
         class_names=tuple(prompts.class_names[i] for i in places),
         texts=tuple(prompts.texts[i] for i in places),
         label_ends=tuple(prompts.label_ends[i] for i in places),
+        names=tuple(prompts.names[i] for i in places),
         labelled=False,
     )
 
@@ -125,6 +128,7 @@ def _as_anchors(
         templates=chosen.templates,
         texts=tuple(tuple(one.text for one in filled_T) for filled_T in rows),
         label_ends=tuple(tuple(one.label_end for one in filled_T) for filled_T in rows),
+        names=tuple((item.name, *item.synonyms[:1]) for item in classes for _ in range(each)),
         labelled=not separate,
     )
 

@@ -249,7 +249,7 @@ def write_shards(
     """Write (key, {extension: content}) pairs to `split-000000.tar` and on; each appears whole.
 
     Equal input gives equal bytes: times, owners and modes are fixed. Raises ValueError for names
-    that would not read back as they were.
+    that would not read back as they were, ShardError for a key that comes twice in a shard.
     """
     from webdataset.writer import TarWriter
 
@@ -262,8 +262,12 @@ def write_shards(
             open(temporary, "wb") as file,
             TarWriter(file, mtime=0, encoder=False) as writer,
         ):
+            keys = set[str]()
             for key, members in itertools.chain([first], itertools.islice(stream, per_shard - 1)):
                 _check_names(key, members)
+                if key in keys:
+                    raise ShardError(f"two samples have the key {key!r}: name each otherwise")
+                keys.add(key)
                 writer.write({"__key__": key, **members})
         paths.append(path)
     return paths

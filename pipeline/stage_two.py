@@ -13,10 +13,11 @@ from pipeline import __version__, runtime, storage
 from pipeline.anchors import check_labels
 from pipeline.batches import TrainingBatches
 from pipeline.cache import layout
-from pipeline.cache.reader import Anchors, TargetCache, read_manifest
+from pipeline.cache.reader import Anchors, TargetCache, read_anchors, read_manifest
 from pipeline.errors import CacheMismatchError, RecipeError
 from pipeline.evaluate import Scores, evaluate_run
 from pipeline.held_out import HeldOut, held_out_slice
+from pipeline.labels import check_named, own_set, warn_if_foreign
 from pipeline.losses import LossSum, Sizes, resolve_tau
 from pipeline.options import differences, parse, to_mapping
 from pipeline.probes import ProbeOptions
@@ -199,6 +200,7 @@ def probe(
     """Score a finished run; by default with the cache and the shards that it was trained from.
 
     zeroshot: a prompt set of the cache by its whole name; by default the one that the run names.
+    Raises DataError if it has other classes than the cache's own and the run's.
     """
     run = RunDir(run_path)
     recipe = recipe_from(run.read_recipe(), where=f"{run_path}/recipe.yaml")
@@ -208,6 +210,7 @@ def probe(
     manifest = read_manifest(cache_path, origin["cache"]["generation"])
     if changed := differences(known_teacher(manifest), origin["teacher"]):
         raise CacheMismatchError(f"{cache_path} is of another teacher than the run's:", changed)
+    _check_zeroshot(cache_path, manifest, zeroshot, origin["prompt_sets"]["zeroshot"])
     shards = (
         find_shards(shard_patterns)
         if shard_patterns
@@ -237,6 +240,17 @@ def rebuild_student(run: RunDir, recipe: Recipe) -> Student:
     )
     load_weights(student, weights, where=run.path)
     return student
+
+
+def _check_zeroshot(cache: Path, manifest: Mapping[str, Any], asked: str | None, runs: str) -> None:
+    """Hold a zero-shot set's classes against those of the cache's own; the run's own may differ."""
+    own = own_set(cache, manifest)
+    anchors = read_anchors(cache, asked or runs)
+    if asked is None:
+        warn_if_foreign(anchors, own)
+    elif anchors.labelled:  # the probe itself refuses others
+        known = [read_anchors(cache, runs)] if runs in layout.anchor_names(cache) else []
+        check_named(anchors, [own, *known])
 
 
 def _teacher_px(cache: TargetCache) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from pipeline.anchor_report import AnchorsReport, ClassReport
+from pipeline.anchor_report import AnchorsReport, ClassReport, NearDuplicate
 
 _ROWS = {
     "teacher": "teacher",
@@ -33,8 +33,8 @@ def score_table(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
 def anchors_table(report: AnchorsReport, *, most: int = 20) -> str:
     """Say which labels are ambiguous, worst first, with at most `most` lines of each kind."""
     lines = [
-        f"{report.name}: {len(report.classes)} anchors, {report.images} images of "
-        f"{report.split}, {'labelled' if report.labels else 'no labels'}"
+        f"{report.name}: {len(report.classes)} classes, {report.images} images of "
+        f"{report.split}, {_labels(report)}"
     ]
     if report.top1 is not None:
         before = "" if report.top1_before is None else f", {report.top1_before:.4f} before"
@@ -43,32 +43,50 @@ def anchors_table(report: AnchorsReport, *, most: int = 20) -> str:
         lines.append(f"before: {report.against}; {report.moved:.2%} of the images changed class")
     width = max(5, *(len(item.name) for item in report.classes[:most]))
     lines += ["", _titles(report, width)]
-    lines += [_class_line(item, width) for item in report.classes[:most]]
+    lines += [_class_line(item, report, width) for item in report.classes[:most]]
     if len(report.classes) > most:
         lines.append(f"... and {len(report.classes) - most} more (--json has all)")
+    if absent := [repr(item.name) for item in report.without_images()]:
+        more = ", ..." if len(absent) > most else ""
+        lines.append(f"no images of {len(absent)} classes: {', '.join(absent[:most])}{more}")
     if report.near_duplicates:
         lines += ["", "near-duplicates (the teacher is torn between them):"]
-        lines += [
-            f"  {one!r} and {other!r}: {share:.0%} of their images"
-            for one, other, share in report.near_duplicates[:most]
-        ]
+        lines += [_pair_line(pair) for pair in report.near_duplicates[:most]]
     return "\n".join([*lines, "", *_advice(report, most)])
 
 
+def _labels(report: AnchorsReport) -> str:
+    """Say how many images have a label, or why those that they have do not count."""
+    if report.unlabelled_because is not None:
+        return f"labels left aside: {report.unlabelled_because}"
+    if not report.labelled:
+        return "no labels"
+    return "labelled" if report.labelled == report.images else f"{report.labelled} labelled"
+
+
+def _pair_line(pair: NearDuplicate) -> str:
+    share = "none of the images" if pair.share is None else f"{pair.share:.0%} of their images"
+    return f"  {pair.one!r} and {pair.other!r}: {share}, cosine {pair.cosine:.4f}"
+
+
 def _titles(report: AnchorsReport, width: int) -> str:
-    names = ["ambiguity", "images", "expected", "certainty"]
-    names += ["recall", "precision"] if report.labels else []
-    names += ["before"] if report.against else []
+    before = ["before"] if report.against else []
+    names = ["ambiguity", *before, "images", "expected", "certainty"]
+    if report.labelled:
+        names += ["recall", *before, "precision", *before]
     return "class".ljust(width) + "".join(name.rjust(11) for name in names) + "   rival"
 
 
-def _class_line(item: ClassReport, width: int) -> str:
-    cells = [f"{item.ambiguity:.3f}", f"{item.images}", f"{item.expected:.1f}"]
+def _class_line(item: ClassReport, report: AnchorsReport, width: int) -> str:
+    def beside(field: str) -> list[str]:
+        states = [item] if item.before is None else [item, item.before]
+        values = [getattr(state, field) for state in states]
+        return ["-" if value is None else f"{value:.3f}" for value in values]
+
+    cells = [*beside("ambiguity"), f"{item.images}", f"{item.expected:.1f}"]
     cells += [f"{item.certainty:.3f}"]
-    if item.recall is not None and item.precision is not None:
-        cells += [f"{item.recall:.3f}", f"{item.precision:.3f}"]
-    if item.before is not None:
-        cells += [f"{item.before.ambiguity:.3f}"]
+    if report.labelled:
+        cells += [*beside("recall"), *beside("precision")]
     numbers = "".join(cell.rjust(11) for cell in cells)
     return f"{item.name.ljust(width)}{numbers}   {item.rival} ({item.rival_cosine:.3f})"
 
@@ -83,7 +101,8 @@ def _advice(report: AnchorsReport, most: int) -> list[str]:
 
 
 def _suggestion(item: ClassReport, report: AnchorsReport) -> str:
-    if item.before is not None and item.before.ambiguity < item.ambiguity - 0.05:
+    before = None if item.before is None else item.before.ambiguity
+    if before is not None and before < (item.ambiguity or 0) - 0.05:
         return f"was better in {report.against}: its context misleads, write another"
     what = "write more of its context" if report.has_context else "add context (a cpa set)"
     return f"{what}, or a synonym, that tells it from {item.rival!r}"

@@ -5,6 +5,8 @@ import string
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 from pipeline.errors import DataError
 from pipeline.options import nearest
@@ -72,10 +74,20 @@ def _with_article(article: str | None, after: str) -> str:
     """Put an article before the word that begins `after`."""
     word = after.lstrip().partition(" ")[0]
     if article is None and word:
-        import inflect
-
-        article = inflect.engine().a(word).partition(" ")[0]
+        article = _a_or_an(word)
     return f"{article}{after}" if article else after.lstrip()
+
+
+@cache
+def _a_or_an(word: str) -> str:
+    return str(_engine().a(word)).partition(" ")[0]
+
+
+@cache
+def _engine() -> Any:
+    import inflect  # takes a while, as does making its engine
+
+    return inflect.engine()
 
 
 def _parts(template: str) -> list[tuple[str, str | None]]:

@@ -102,8 +102,8 @@ def _fitted(teacher: Teacher, prompts: PromptSet) -> tuple[list[list[str]], list
     cuts = []
     for anchor, row in enumerate(texts):
         for template, text in enumerate(row):
-            label_end = prompts.label_ends[anchor][template]
-            kept = fitting(text, label_end, teacher.count_tokens, teacher.max_tokens)
+            label_end, names = prompts.label_ends[anchor][template], prompts.names[anchor]
+            kept = fitting(text, label_end, teacher.count_tokens, teacher.max_tokens, names=names)
             if kept is None:
                 raise DataError(
                     f"prompt set {prompts.name}: {text[:60]!r}... has "

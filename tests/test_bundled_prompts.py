@@ -11,6 +11,7 @@ from jsonschema import Draft202012Validator
 
 from pipeline.prompt_file import PromptFile, load_prompts
 from pipeline.prompts import load_sets
+from tests.datasets import official
 
 FOLDER = Path(__file__).parents[1] / "prompts"
 FILES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -41,11 +42,6 @@ FLOWERS = re.findall(
     Cyclamen Tropaeolum Canna Hippeastrum Monarda Tillandsia Digitalis Bougainvillea Camellia
     Malva Ruellia bromeliads Gaillardia Campsis Iris
     """,
-)
-CATS = re.split(
-    ", ",
-    "Abyssinian, Bengal, Birman, Bombay, British Shorthair, Egyptian Mau, Maine Coon, Persian, "
-    "Ragdoll, Russian Blue, Siamese, Sphynx",
 )
 # What only this breed is known for, of those that are easily taken for each other.
 PETS = {
@@ -124,7 +120,7 @@ def test_it_has_the_classes_of_its_dataset_and_a_text_of_its_own_for_each(file: 
     prompts = load_prompts(file)
     assert prompts.dataset == file
     assert len(prompts.classes) == COUNTS[file]
-    assert {"cpa", "plain"} <= prompts.prompt_sets.keys()
+    assert {"cpa", "plain", "cpa.article", "plain.article", "clip"} <= prompts.prompt_sets.keys()
     for chosen in load_sets(file):
         texts = [text for texts_T in chosen.texts for text in texts_T]
         assert len(set(texts)) == len(texts)
@@ -150,17 +146,19 @@ def test_fashion_mnist_stands_in_torchvisions_order() -> None:
     assert names("fashion-mnist") == list(torchvision.datasets.FashionMNIST.classes)
 
 
+@pytest.mark.parametrize(
+    ("file", "listed"),
+    [("cifar10", official.CIFAR10), ("cifar100", official.CIFAR100), ("stl10", official.STL10)],
+)
+def test_cifar_and_stl_stand_in_the_order_of_their_meta_files(file: str, listed: list[str]) -> None:
+    assert names(file) == [name.replace("_", " ") for name in listed]
+
+
 def test_pets_stand_in_the_order_of_the_annotations() -> None:
-    """Their numbers follow the alphabet, whatever the case; torchvision sorts by number."""
-    assert names("pets37") == sorted(names("pets37"), key=str.casefold)
-
-
-def test_cifar_and_stl_stand_in_the_order_of_their_meta_files() -> None:
-    assert names("cifar100") == sorted(names("cifar100"))
-    for file in ("cifar10", "stl10"):
-        assert names(file) == sorted(names(file))
-    assert names("stl10")[2] == "car"
-    assert names("cifar10")[1] == "automobile"
+    listed = [name.replace("_", " ") for name in official.PETS37]
+    assert [name.casefold() for name in names("pets37")] == [name.casefold() for name in listed]
+    cats = [name for name in listed if name[0].isupper()]
+    assert [item.name for item in load_prompts("pets37").classes if item.coarse == "cat"] == cats
 
 
 # --- context -------------------------------------------------------------------------------------
@@ -168,8 +166,9 @@ def test_cifar_and_stl_stand_in_the_order_of_their_meta_files() -> None:
 
 def test_cifar100_has_the_20_superclasses_of_5_each() -> None:
     coarse = [item.coarse for item in load_prompts("cifar100").classes]
-    assert len(set(coarse)) == 20
-    assert all(coarse.count(name) == 5 for name in coarse)
+    listed = [name.replace("_", " ") for name in official.CIFAR100_COARSE]
+    assert coarse == [listed[number] for number in official.CIFAR100_COARSE_OF_FINE]
+    assert [coarse.count(name) for name in listed] == [5] * 20
 
 
 def test_fashion_mnist_has_10_coarse_labels() -> None:
@@ -186,6 +185,52 @@ def test_descriptions_are_short_and_do_not_repeat_each_other(  # type: ignore[no
     assert all(text.count(". ") <= 1 for text in descriptions)
 
 
+PLURAL = {  # and what is not counted
+    "cifar100": "cattle",
+    "flowers102": "canterbury bells, prince of wales feathers, garden phlox, love in the mist, "
+    "watercress, bee balm, ball moss",
+    "imagenet-1k": "binoculars, chain mail, clogs, face powder, jeans, lotion, tights, pajamas, "
+    "parallel bars, sunglasses, sunscreen, swim trunks / shorts, velvet fabric, guacamole, "
+    "ice cream, mashed potatoes, broccoli, hay, carbonara, chocolate syrup, dough, red wine, "
+    "eggnog, rapeseed, corn, toilet paper",
+}
+# Names that end in s, and are one thing.
+SINGULAR = re.findall(
+    r"\S+",
+    """
+    abacus albatross bus clematis colobus compass crocus cuirass fungus glass hibiscus hippopotamus
+    hourglass iris lotus malinois mantis minibus moss nautilus platypus press pyrenees sunglass
+    triceratops trolleybus watercress dress mattress harness
+    """,
+)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_name_gets_the_article_that_it_asks_for_and_plurals_none(file: str) -> None:
+    prompts = load_prompts(file)
+    without = [item.name for item in prompts.classes if item.article == ""]
+    assert without == [name for name in PLURAL.get(file, "").split(", ") if name]
+    plurals = [item.name for item in prompts.classes if item.name.rstrip().endswith("s")]
+    assert {n.split()[-1].lower() for n in plurals if n not in without} <= set(SINGULAR)
+    for name in ("plain", "cpa"):
+        literal, [articled] = (load_sets(file, [n]) for n in (name, f"{name}.article"))
+        for item, (ours,), (theirs,) in zip(
+            prompts.classes, articled.texts, literal[0].texts, strict=True
+        ):
+            assert theirs.startswith(f"A photo of a {item.name}")  # as the document has it
+            rest = theirs.removeprefix("A photo of a ")
+            articles = ("",) if item.article == "" else ("a ", "an ")
+            assert ours in [f"A photo of {article}{rest}" for article in articles]
+
+
+def test_names_that_begin_with_a_vowel_get_an() -> None:
+    [stl] = load_sets("stl10", ["plain.article"])
+    assert stl.texts[0] == ("A photo of an airplane.",)
+    [digits] = load_sets("digits", ["plain.article"])
+    assert digits.texts[8] == ("A photo of an eight.",)
+    assert digits.texts[1] == ("A photo of a one.",)
+
+
 def described(prompts: PromptFile) -> dict[str, str]:
     return {item.name: item.description or "" for item in prompts.classes}
 
@@ -199,13 +244,18 @@ def test_each_flower_is_described_as_the_plant_that_it_is() -> None:
         if genus not in text
     ]
     assert wrong == []
+    assert [n for n, text in flowers.items() if not re.search(r"\b(flower|plant)", text)] == []
 
 
 def test_each_pet_is_described_as_the_breed_that_it_is() -> None:
     prompts = load_prompts("pets37")
-    assert [item.name for item in prompts.classes if item.coarse == "cat"] == CATS
     assert {item.coarse for item in prompts.classes} == {"cat", "dog"}
     pets = described(prompts)
+    for item in prompts.classes:
+        assert f" {item.coarse} breed" in pets[item.name], item.name
+        assert not re.search(
+            r"\bdogs?\b" if item.coarse == "cat" else r"\bcats?\b", pets[item.name]
+        )
     assert [name for name, mark in PETS.items() if mark not in pets[name]] == []
     for name, mark in PETS.items():
         if mark not in ("black", "green eyes", "mountain", "Japanese"):

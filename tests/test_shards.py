@@ -119,6 +119,16 @@ def test_what_would_not_read_back_is_not_written(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("between", [0, 1])
+def test_a_key_that_comes_twice_is_not_written_as_reading_would_refuse_it(
+    tmp_path: Path, between: int
+) -> None:
+    pairs = [("a", {"jpg": b""}), *[("b", {"jpg": b""})] * between, ("a", {"png": b""})]
+    with pytest.raises(ShardError, match="two samples have the key 'a'"):
+        write_shards(pairs, tmp_path, "train", per_shard=9)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_failing_source_leaves_whole_shards_only(tmp_path: Path) -> None:
     def failing() -> object:
         yield from labelled_samples(5)

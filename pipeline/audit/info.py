@@ -17,6 +17,7 @@ from pipeline.cache import layout
 from pipeline.cache.reader import Anchors, read_anchors, read_manifest
 from pipeline.contracts import Features
 from pipeline.errors import CacheError, ProbeError
+from pipeline.labels import foreign, own_set
 from pipeline.options import flatten
 from pipeline.probes import zeroshot
 from pipeline.schedule import EVAL
@@ -37,11 +38,15 @@ class SplitInfo:
 
 @dataclass
 class AnchorsInfo:
-    """One prompt set. error: why it cannot be read, if so."""
+    """One prompt set. error: why it cannot be read, if so.
+
+    foreign: why labels are not places among its classes, and it has no zero-shot score, if so.
+    """
 
     classes: int = 0
     templates: list[str] = field(default_factory=list)
     error: str | None = None
+    foreign: str | None = None
 
 
 @dataclass
@@ -102,6 +107,8 @@ class CacheInfo:
         for name, item in self.anchors.items():
             what = item.error or f"{item.classes} classes, {len(item.templates)} templates"
             lines.append(f"  anchors {name}: {what}")
+            if item.foreign:
+                lines.append(f"    not scored: {item.foreign}")
         for name, found in self.captions.items():
             what = f"{found.captions} captions of {found.samples} samples of {found.split}"
             lines.append(f"  captions {name}: {found.error or what}")
@@ -122,6 +129,9 @@ def cache_info(cache: Path) -> CacheInfo:
     published = _published(cache, manifest)
     units = [(unit, attributes) for shard in published.values() for unit, attributes in shard]
     anchors = {name: _read_anchors(cache, name) for name in layout.anchor_names(cache)}
+    own = own_set(cache, manifest)
+    described = {name: _anchors_info(item, own) for name, item in anchors.items()}
+    named = {name: item for name, item in anchors.items() if described[name].foreign is None}
     findings = Findings()
     generation = manifest["generation"]
     return CacheInfo(
@@ -135,9 +145,9 @@ def cache_info(cache: Path) -> CacheInfo:
             "targets": sum(_size(cache / "units" / unit.name / "targets") for unit, _ in units),
             "all": sum(_size(cache / "units" / unit.name) for unit, _ in units),
         },
-        anchors={name: _anchors_info(item) for name, item in anchors.items()},
+        anchors=described,
         captions={name: _captions_info(cache, name) for name in layout.caption_names(cache)},
-        zeroshot=_zeroshot(cache, manifest, published, anchors, findings),
+        zeroshot=_zeroshot(cache, manifest, published, named, findings),
         problems=findings.problems,
     )
 
@@ -197,13 +207,13 @@ def _zeroshot(
     anchors: Mapping[str, Anchors | CacheError],
     findings: Findings,
 ) -> dict[str, dict[str, float]]:
-    """Score the teacher on the splits beside train (or on train alone) by every prompt set."""
+    """Score the teacher on the splits beside train (or on train alone), by prompt set."""
     splits = [split for split in manifest["splits"] if split != "train"] or ["train"]
     scores: dict[str, dict[str, float]] = {}
     for split in splits:
         features = _features(cache, manifest, split, published, findings)
         for name, item in anchors.items():
-            # Without labels, or for the prompts of another dataset, there is nothing to tell.
+            # Without labels, or for a set of several anchors a class, there is nothing to tell.
             with contextlib.suppress(ProbeError):
                 if isinstance(item, Anchors):
                     found = zeroshot.run(features, features, item, zeroshot.ZeroshotOptions())
@@ -247,10 +257,14 @@ def _read_anchors(cache: Path, name: str) -> Anchors | CacheError:
         return error
 
 
-def _anchors_info(item: Anchors | CacheError) -> AnchorsInfo:
+def _anchors_info(item: Anchors | CacheError, own: Anchors | None) -> AnchorsInfo:
     if isinstance(item, CacheError):
         return AnchorsInfo(error=str(item))
-    return AnchorsInfo(classes=len(item.class_names), templates=list(item.templates))
+    return AnchorsInfo(
+        classes=len(set(item.class_names)),
+        templates=list(item.templates),
+        foreign=foreign(item, own),
+    )
 
 
 def _captions_info(cache: Path, name: str) -> CaptionsInfo:

@@ -181,15 +181,18 @@ def _stored_texts(folder: Path) -> PromptSet | None:
         attributes = json.loads((folder / "zarr.json").read_text(encoding="utf-8"))["attributes"]
         class_names, texts = read_array(folder, "class_names"), read_array(folder, "texts").tolist()
         label_ends = [[0] * len(row) for row in texts]
+        cut_off: list[list[str]] = [[] for _ in texts]
         for cut in attributes.get("cuts", ()):
-            # The same cut comes out again: the next longer one did not fit.
+            # The same cut comes out again: no less is kept, and what was cut off is one piece.
             label_ends[cut["anchor"]][cut["template"]] = cut["kept"]
+            cut_off[cut["anchor"]].append(texts[cut["anchor"]][cut["template"]][cut["kept"] :])
         return PromptSet(
             name=folder.name,
             class_names=tuple(class_names.tolist()),
             templates=tuple(attributes["templates"]),
             texts=tuple(tuple(row) for row in texts),
             label_ends=tuple(tuple(row) for row in label_ends),
+            names=tuple(tuple(row) for row in cut_off),
             labelled=bool(attributes.get("labelled", True)),
         )
     except Exception:  # garbage of any kind

@@ -2,7 +2,9 @@
 
 import gzip
 import logging
+import pickle
 import shutil
+import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,11 @@ from pipeline.datasets.sets import Place
 from pipeline.errors import DataError
 
 DOWNLOADS = Path("data/downloads")
+# What torchvision and what it reads with raise of files that are not what they should be.
+_UNREADABLE = (
+    *(AssertionError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError),
+    *(pickle.PickleError, tarfile.TarError),
+)
 _log = logging.getLogger(__name__)
 
 
@@ -46,7 +53,7 @@ class Archives:
         """Return make(root, download=...); raises DataError if the files are not to be had."""
         try:
             return make(self._root, download=self._download)
-        except (RuntimeError, OSError, EOFError, ValueError) as error:
+        except _UNREADABLE as error:
             raise DataError(
                 f"cannot read {self._name} in {self._root}: {type(error).__name__}: {error}\n"
                 f"Put these files in a folder, and name it with --from:\n"

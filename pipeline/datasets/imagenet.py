@@ -1,22 +1,24 @@
 """ImageNet-1K and ImageNet-21K, streamed from the official tars or read from folders."""
 
+import contextlib
 import gzip
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from pipeline.datasets.archives import listed
 from pipeline.datasets.sets import Dataset, Pairs, Place, Split
 from pipeline.datasets.tars import members_at, members_of
-from pipeline.errors import DataError, ShardError
+from pipeline.errors import DataError, SampleError, ShardError
 from pipeline.imagenet import class_names, synsets
-from pipeline.shards import content_digest
+from pipeline.shards import Sample, Shard, content_digest, find_shards, read_samples
 
 _TRAIN, _VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 _DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 _WHOLE = ("winter21_whole.tar.gz", "winter21_whole.tar", "fall11_whole.tar", "imagenet21k.tar")
 _IMAGES = (".jpeg", ".jpg", ".png")
+_TWICE, _ELSEWHERE = "duplicates", "images excluded"  # why an image is left out
 
 Files = Iterator[tuple[str, bytes]]  # (file name, content)
 Synsets = Iterator[tuple[str, Files]]  # (WordNet id, its images)
@@ -44,7 +46,9 @@ def imagenet1k(place: Place) -> Dataset:
     return Dataset((Split("train", train), Split("test", test)), class_names())
 
 
-def imagenet21k(place: Place, *, exclude_synsets: str | None = None) -> Dataset:
+def imagenet21k(
+    place: Place, *, exclude_synsets: str | None = None, exclude_images: str | None = None
+) -> Dataset:
     """Return ImageNet-21K, all of it train: fall 2011 (21,841 synsets) or winter 2021 (19,167).
 
     The folder holds the release's one tar (of a tar for each synset), those tars, or a folder for
@@ -52,15 +56,18 @@ def imagenet21k(place: Place, *, exclude_synsets: str | None = None) -> Dataset:
     left out, so both releases and parts of them have the same. exclude_synsets: "imagenet-1k" or a
     file of ids, one a line. Images of the same bytes are taken once, and not at all if an excluded
     synset has them, which is read first for that (some 100 bytes of memory for each image).
+    exclude_images: shards, as `--shards` names them, whose images are left out by their bytes.
     """
     source = _source(place, f"{_WHOLE[0]} or {_WHOLE[2]}, or its synsets as n*.tar or n*/")
-    left_out = {"synsets excluded": 0, "duplicates": 0}
+    others = find_shards([exclude_images]) if exclude_images else []
+    left_out = {"synsets excluded": 0, _TWICE: 0, **({_ELSEWHERE: 0} if others else {})}
     excluded = _excluded(exclude_synsets)
     kept = [wnid for wnid in synsets("imagenet-22k") if wnid not in excluded]
     labels = {wnid: label for label, wnid in enumerate(kept)}
     found = partial(_any_synsets, source)
     rest = partial(_samples, partial(_without, found, excluded, left_out), labels)
-    samples = partial(_once, rest, partial(_digests, found, excluded), left_out)
+    taken = partial(_taken, found, excluded, others)
+    samples = partial(_once, rest, taken, left_out)
     return Dataset((Split("train", samples),), tuple(kept), left_out=left_out)
 
 
@@ -90,18 +97,22 @@ def _check_folders(folder: Path, wnids: Iterable[str]) -> None:
 
 
 def _samples(found: Callable[[], Synsets], labels: dict[str, int]) -> Pairs:
-    """Yield the images of each synset; the key is the file's name, which begins with the synset."""
+    """Yield the images of each synset; the key is the file's name, and begins with the synset.
+
+    The official names do; before any other the synset is set, as another one may have it too.
+    """
     for wnid, files in found():
         if wnid not in labels:
             raise DataError(f"{wnid!r} is no synset of this dataset: what lies there is another")
         for name, content in files:
-            yield _sample(name, content, labels[wnid])
+            own = name if name.startswith(f"{wnid}_") else f"{wnid}/{name}"
+            yield _sample(own, content, labels[wnid])
 
 
 def _sample(name: str, content: bytes, label: int) -> tuple[str, dict[str, bytes]]:
-    path = Path(name)
-    extension = path.suffix[1:].lower().replace("jpeg", "jpg")
-    return path.stem, {extension: content, "cls": b"%d" % label}
+    stem, _, extension = name.rpartition(".")
+    members = {extension.lower().replace("jpeg", "jpg"): content, "cls": b"%d" % label}
+    return stem.replace(".", "_"), members  # at its first dot a key would end
 
 
 def _any_synsets(source: Path) -> Synsets:
@@ -132,15 +143,21 @@ def _synsets_of_tar(path: Path) -> Synsets:
 
 
 def _images(members: Files) -> Files:
-    for name, content in members:
-        if name.lower().endswith(_IMAGES):
-            yield Path(name).name, content
+    return ((Path(name).name, content) for name, content in members if _is_image(Path(name)))
+
+
+def _is_image(path: Path) -> bool:
+    """Tell an image by its name; a hidden one is what a file manager left behind."""
+    return path.suffix.lower() in _IMAGES and not path.name.startswith(".")
 
 
 def _synsets_of_folder(source: Path) -> Synsets:
     for folder in sorted(path for path in source.iterdir() if path.is_dir()):
-        images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGES)
-        yield folder.name, ((path.name, path.read_bytes()) for path in images)
+        images = sorted(path for path in folder.rglob("*") if _is_image(path))
+        yield (
+            folder.name,
+            ((path.relative_to(folder).as_posix(), path.read_bytes()) for path in images),
+        )
 
 
 def _val_samples(source: Path, labels: dict[str, int], scratch: Path) -> Pairs:
@@ -155,8 +172,10 @@ def _val_samples(source: Path, labels: dict[str, int], scratch: Path) -> Pairs:
     _, wnids = load_meta_file(scratch / "devkit")
     seen = 0
     for name, content in _images(members_at(source / _VAL)):
-        number = int(Path(name).stem.rpartition("_")[2])
-        yield _sample(name, content, labels[wnids[number - 1]])
+        number = Path(name).stem.rpartition("_")[2]
+        if not number.isdigit() or not 0 < int(number) <= len(wnids):
+            raise DataError(f"{source / _VAL}: {name} is not one of images 1 to {len(wnids)}")
+        yield _sample(name, content, labels[wnids[int(number) - 1]])
         seen += 1
     if seen != len(wnids):
         raise DataError(f"{source / _VAL} holds {seen} images, the devkit has {len(wnids)} labels")
@@ -187,22 +206,35 @@ def _without(
             yield wnid, files
 
 
-def _digests(found: Callable[[], Synsets], wnids: frozenset[str]) -> set[int]:
-    """Return the digests of all images of some synsets; nothing is read if there are none."""
+def _taken(
+    found: Callable[[], Synsets], wnids: frozenset[str], shards: Sequence[Shard]
+) -> dict[str, set[int]]:
+    """Return the digests of all images of some synsets, and of some shards, by the reason."""
     chosen = (files for wnid, files in found() if wnid in wnids) if wnids else ()
-    return {content_digest(content) for files in chosen for _, content in files}
+    twice = {content_digest(content) for files in chosen for _, content in files}
+    elsewhere = (sample for shard in shards for sample in read_samples(shard))
+    return {_TWICE: twice, _ELSEWHERE: set(_image_digests(elsewhere))}
+
+
+def _image_digests(samples: Iterable[Sample]) -> Iterator[int]:
+    for sample in samples:
+        with contextlib.suppress(SampleError):  # none, or several: no image of ours is that
+            yield content_digest(sample.image().content)
 
 
 def _once(
-    samples: Callable[[], Pairs], taken: Callable[[], set[int]], left_out: dict[str, int]
+    samples: Callable[[], Pairs],
+    taken: Callable[[], dict[str, set[int]]],
+    left_out: dict[str, int],
 ) -> Pairs:
     """Yield samples whose image, byte for byte, is not among those taken, nor has come before."""
     seen = taken()
-    left_out["duplicates"] = 0
+    left_out.update({reason: 0 for reason in seen if reason in left_out})
     for key, members in samples():
         digest = content_digest(next(iter(members.values())))
-        if digest in seen:
-            left_out["duplicates"] += 1
+        reason = next((reason for reason, digests in seen.items() if digest in digests), None)
+        if reason is not None:
+            left_out[reason] += 1
             continue
-        seen.add(digest)
+        seen[_TWICE].add(digest)
         yield key, members

@@ -10,8 +10,10 @@ from typing import Any
 from pipeline.datasets import captions, imagenet, vision
 from pipeline.datasets.benchmark import benchmark_folder
 from pipeline.datasets.digits import digits
-from pipeline.datasets.publish import Written, write_dataset
+from pipeline.datasets.facts import facts_of
+from pipeline.datasets.publish import Written, check_free, write_dataset
 from pipeline.datasets.sets import Dataset, Place
+from pipeline.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,10 @@ DATASETS: Mapping[str, Known] = {
     "imagenet-21k": Known(
         imagenet.imagenet21k,
         "ImageNet-21K, fall 2011 or winter 2021, all of it train; no image twice.",
-        options={"exclude_synsets": (None, "imagenet-1k, or a file of ids, one a line.")},
+        options={
+            "exclude_synsets": (None, "imagenet-1k, or a file of ids, one a line."),
+            "exclude_images": (None, "Shards whose images are left out, by their bytes."),
+        },
     ),
     "cc3m": Known(captions.img2dataset, "Conceptual Captions 3M, as img2dataset wrote it."),
     "cc12m": Known(captions.img2dataset, "Conceptual Captions 12M, as img2dataset wrote it."),
@@ -88,8 +93,24 @@ def write_known(
     done. options: those of the dataset's own.
     """
     known = DATASETS[name]
-    with tempfile.TemporaryDirectory(prefix="beamclip-") as scratch:
+    check_free(out)
+    if source is None:
+        _check_downloads(name)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        dir=out.parent, prefix=f".{out.name}.", suffix=".tmp"
+    ) as scratch:  # beside the shards, where there is room for what has to be unpacked
         dataset = known.open(Place(source, Path(scratch)), **options)
         return write_dataset(
             dataset, out, per_shard=per_shard or known.per_shard, max_px=max_px, val=val
+        )
+
+
+def _check_downloads(name: str) -> None:
+    """Raise DataError, with where the files come from, for a dataset that has to be brought."""
+    facts = facts_of(name)
+    if facts is not None and not facts.download:
+        raise DataError(
+            f"name the folder with {', '.join(facts.files)} by --from (none was given): {name} "
+            f"cannot be downloaded from here; it comes from {facts.source}"
         )

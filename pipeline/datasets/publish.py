@@ -54,12 +54,7 @@ def write_dataset(
 @contextlib.contextmanager
 def published(out: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes `out` at the end; refuse to mix with what is there."""
-    if found := sorted(out.glob("*.tar")):
-        raise DataError(
-            f"{out} already holds {len(found)} shards ({found[0].name}, ...): remove it"
-        )
-    if out.is_dir() and any(out.iterdir()):
-        raise DataError(f"{out} is not empty: name a new folder")
+    check_free(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.parent / f".{out.name}.{uuid.uuid4().hex}.tmp"
     temporary.mkdir()
@@ -70,6 +65,16 @@ def published(out: Path) -> Iterator[Path]:
         durable.publish_folder(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_free(out: Path) -> None:
+    """Raise DataError if a folder for shards holds anything."""
+    if found := sorted(out.glob("*.tar")):
+        raise DataError(
+            f"{out} already holds {len(found)} shards ({found[0].name}, ...): remove it"
+        )
+    if out.is_dir() and any(out.iterdir()):
+        raise DataError(f"{out} is not empty: name a new folder")
 
 
 def _files(dataset: Dataset) -> dict[str, bytes]:

@@ -111,6 +111,11 @@ def pets37(place: Place) -> Dataset:
 
 def _array_split(name: str, pixels: Any, labels: Sequence[int] | None, part: str = "") -> Split:
     """Return a split of arrays uint8 [N,H,W] or [N,H,W,3]; keys are places in their order."""
+    if labels is not None and len(labels) != len(pixels):
+        raise DataError(
+            f"split {name} has {len(pixels)} images and {len(labels)} labels: a file of another "
+            "set lies among the official ones, or one is damaged; get them anew"
+        )
 
     def samples() -> Pairs:
         for i, image in enumerate(pixels):

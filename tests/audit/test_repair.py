@@ -9,8 +9,11 @@ import pytest
 from pipeline.audit.repair import RepairReport, repair_cache
 from pipeline.audit.verify import verify_cache
 from pipeline.cache import layout, writer
+from pipeline.cache.reader import read_anchors
 from pipeline.errors import CacheError, CacheMismatchError, LossesError, TeacherError
+from pipeline.prompts import load_sets
 from pipeline.shards import find_shards
+from pipeline.texts import add_anchors
 from tests.audit.damage import chunk, flip
 from tests.inputs import make_teacher
 from tests.runs import held_elsewhere
@@ -103,6 +106,33 @@ def test_anchors_of_no_prompt_file_are_embedded_from_their_own_texts(
     flip(next(file for file in (folder / "embeddings" / "c").rglob("*") if file.is_file()))
     assert repair(cache_copy, shards_dir).anchors == ["other-plain"]
     assert tree_digests(folder, "embeddings", "texts") == before
+
+
+def test_anchors_of_texts_that_were_cut_are_cut_where_they_were(
+    cache_copy: Path, shards_dir: Path, tmp_path: Path
+) -> None:
+    """The class's names, by which a cut was decided, are not on record; where it fell is."""
+    far = "word " * 30
+    content = {
+        "dataset": "other",
+        "classes": [
+            {
+                "name": "fig",
+                "description": f"A fruit, cf. Ficus, {far}of the fig. And so on. {far}",
+            },
+            {"name": "A", "description": f"The letter A. {far}"},
+            {"name": "great grey owl", "description": f"A bird; {'great grey owl ' * 30}"},
+        ],
+        "prompt_sets": {"cpa": ["A {label}: {description}"]},
+    }
+    (tmp_path / "other.yaml").write_text(json.dumps(content), encoding="utf-8")
+    add_anchors(cache_copy, load_sets(str(tmp_path / "other.yaml")), device="cpu")
+    before = tree_digests(cache_copy, "anchors/other-cpa")
+    assert len(read_anchors(cache_copy, "other-cpa").cuts) == 3
+    arrays = cache_copy / "anchors/other-cpa/embeddings/c"
+    flip(next(file for file in arrays.rglob("*") if file.is_file()))
+    assert repair(cache_copy, shards_dir).anchors == ["other-cpa"]
+    assert tree_digests(cache_copy, "anchors/other-cpa") == before
 
 
 def test_anchors_whose_texts_are_lost_everywhere_are_told(

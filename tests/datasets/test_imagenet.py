@@ -1,6 +1,7 @@
 """ImageNet from its official tars, or folders: nothing unpacked, nothing twice, labels in order."""
 
 import gzip
+import json
 import tarfile
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 from pipeline.datasets.known import write_known
 from pipeline.errors import BeamclipError
 from pipeline.imagenet import class_names, synsets
-from pipeline.shards import Sample
+from pipeline.prompt_file import check_class_order, load_prompts
+from pipeline.shards import Sample, find_shards, write_shards
 from tests.conftest import Invoke
 from tests.datasets.archives import jpeg, mat, tar_bytes, write_tar
 from tests.datasets.written import digests, read
@@ -72,7 +74,9 @@ def _no_sums(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_no_sums")
-def test_the_official_tars_are_streamed_and_validation_is_test(tars: Path, tmp_path: Path) -> None:
+def test_the_official_tars_are_streamed_and_validation_is_test(
+    tars: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     written = write_known("imagenet-1k", tmp_path / "out", source=tars, per_shard=3)
     assert written.samples == {"train": 4, "test": 3}
     found = read(tmp_path / "out")
@@ -86,6 +90,8 @@ def test_the_official_tars_are_streamed_and_validation_is_test(tars: Path, tmp_p
     }
     assert found["train"][0].image().content == jpeg(10, 110)
     assert (tmp_path / "out/classes.txt").read_text().splitlines() == list(class_names())
+    check_class_order(load_prompts("imagenet-1k"), find_shards([str(tmp_path / "out")]))
+    assert caplog.records == []
     assert sorted(path.name for path in tars.iterdir()) == [
         *("ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
     ]
@@ -127,11 +133,41 @@ def test_folders_of_all_classes_serve_too(tmp_path: Path) -> None:
     written = write_known("imagenet-1k", tmp_path / "out", source=source)
     assert written.samples == {"train": 1000, "test": 1000}
     found = labels(read(tmp_path / "out")["test"])
-    assert [found[f"val_{wnid}"] for wnid in synsets()] == list(range(1000))
+    assert [found[f"{wnid}/val_{wnid}"] for wnid in synsets()] == list(range(1000))
     (source / f"val/{CRANE}/val_{CRANE}.JPEG").unlink()
     (source / f"val/{CRANE}").rmdir()
     message = refusal("imagenet-1k", source, tmp_path / "again")
     assert f"lacks 1 of 1,000 class folders ({CRANE}, ...)" in message
+
+
+def test_files_of_one_name_in_two_synsets_and_dots_in_names_are_all_taken(tmp_path: Path) -> None:
+    """Stage one refuses a key that comes twice, and a key ends at its first dot."""
+    source = tmp_path / "source"
+    for seed, wnid in enumerate(ODD):
+        names = ("1.JPEG", "2.b.JPEG", "sub/1.JPEG", f"{wnid}_3.JPEG", ".hidden.JPEG")
+        for place, name in enumerate(names):
+            (source / wnid / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / wnid / name).write_bytes(jpeg(0, 10 * seed + place))
+    written = write_known("imagenet-21k", tmp_path / "out", source=source)
+    assert written.samples == {"train": 8}
+    assert [s.key for s in read(tmp_path / "out")["train"]] == [
+        f"{wnid}{name}" for wnid in ODD for name in ("/1", "/2_b", "_3", "/sub/1")
+    ]
+    (source / ODD[0] / "2_b.JPEG").write_bytes(SMALL)
+    again = refusal("imagenet-21k", source, tmp_path / "again")
+    assert f"two samples have the key '{ODD[0]}/2_b': name each otherwise" in again
+
+
+@pytest.mark.usefixtures("_no_sums")
+@pytest.mark.parametrize("name", ["ILSVRC2012_val_0.JPEG", "ILSVRC2012_val_4.JPEG", "x.JPEG"])
+def test_an_image_of_validation_that_has_no_label_is_an_error(
+    tars: Path, tmp_path: Path, name: str
+) -> None:
+    for path in tars.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    write_tar(tmp_path / "ILSVRC2012_img_val.tar", {name: SMALL})
+    message = refusal("imagenet-1k", tmp_path, tmp_path / "out")
+    assert f"{name} is not one of images 1 to 3" in message
 
 
 # --- 21K -----------------------------------------------------------------------------------------
@@ -184,12 +220,15 @@ def test_each_release_gives_the_same_labels_and_no_image_twice(tmp_path: Path, k
 
 
 @pytest.mark.parametrize("kind", ["fall11", "winter21", "tars", "folders"])
-def test_without_imagenet_1k_not_one_of_its_images_is_left(tmp_path: Path, kind: str) -> None:
+def test_without_imagenet_1k_not_one_of_its_images_is_left(
+    tmp_path: Path, kind: str, beamclip: Invoke
+) -> None:
     source = layout(tmp_path / "source", kind)
-    written = write_known(
-        "imagenet-21k", tmp_path / "out", source=source, exclude_synsets="imagenet-1k"
-    )
-    assert written.left_out == {"synsets excluded": 2, "duplicates": 2}
+    words = ("data", "imagenet-21k", "--from", source, "--exclude-synsets", "imagenet-1k")
+    done = beamclip(*words, "--out", tmp_path / "out", "--json")
+    assert done.code == 0, done.err
+    left_out = json.loads(done.out)["left_out"]
+    assert left_out == {"synsets excluded": 2, "duplicates": 2}
     found = read(tmp_path / "out")["train"]
     taken = {content for wnid in (TENCH, CRANE) for content in contents()[wnid].values()}
     assert {s.image().content for s in found} == {jpeg(0, 1), jpeg(0, 2)}
@@ -211,6 +250,30 @@ def test_synsets_to_leave_out_may_be_listed_and_must_be_known(tmp_path: Path) ->
     for name, words in ((tmp_path / "list.txt", "'n999' is no synset"), ("none.txt", "none.txt")):
         again = tmp_path / "again"
         assert words in refusal("imagenet-21k", source, again, exclude_synsets=str(name))
+
+
+def test_images_of_given_shards_are_left_out_by_their_bytes(
+    tmp_path: Path, beamclip: Invoke
+) -> None:
+    """Images of ImageNet-1K, or of another test set, may lie in other synsets than its own."""
+    source = layout(tmp_path / "source", "fall11")
+    pairs = [("a", {"jpg": jpeg(0, 2)}), ("b", {"txt": b"no image"}), ("c", {"jpg": jpeg(1, 999)})]
+    for name, part in (("one", pairs[:2]), ("two", pairs[2:])):
+        write_shards(part, tmp_path / "others" / name, "test", per_shard=9)
+    words = ("data", "imagenet-21k", "--from", source, "--json", "--exclude-images")
+    done = beamclip(*words, tmp_path / "others/*/test-*.tar", "--out", tmp_path / "never")
+    assert done.code == 1  # two shards of one name
+    (tmp_path / "others/two/test-000000.tar").rename(tmp_path / "others/two/test-000001.tar")
+    done = beamclip(*words, tmp_path / "others/*/test-*.tar", "--out", tmp_path / "out")
+    assert json.loads(done.out)["left_out"] == {
+        "synsets excluded": 0,
+        "duplicates": 1,
+        "images excluded": 3,
+    }
+    kept = [s.image().content for s in read(tmp_path / "out")["train"]]
+    assert kept == [jpeg(0, 1), jpeg(2, 888), jpeg(0, 3)]
+    message = refusal("imagenet-21k", source, tmp_path / "no", exclude_images=str(tmp_path / "x"))
+    assert str(tmp_path / "x") in message
 
 
 def test_a_cut_or_foreign_release_is_an_error(tmp_path: Path, beamclip: Invoke) -> None:

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from pipeline.datasets.folder import image_folder
 from pipeline.datasets.known import DATASETS, write_known
 from pipeline.datasets.pixels import shrunk
 from pipeline.datasets.publish import write_dataset
-from pipeline.errors import DataError
+from pipeline.decode import DecodePolicy, decode
+from pipeline.errors import DataError, SampleError
 from tests.conftest import Invoke
 from tests.datasets.written import digests, read
 from tests.inputs import encode, square
@@ -27,9 +28,14 @@ def size(content: bytes) -> tuple[int, int]:
     return Image.open(io.BytesIO(content)).size
 
 
-def test_a_share_of_train_becomes_val_by_key(tmp_path: Path) -> None:
+def test_a_share_of_train_becomes_val_by_key(tmp_path: Path, beamclip: Invoke) -> None:
     whole = write_known("digits", tmp_path / "whole")
     parts = write_known("digits", tmp_path / "parts", val=0.2)
+    told = beamclip("data", "digits", "--out", tmp_path / "told", "--val", 0.2, "--json")
+    assert json.loads(told.out)["samples"] == parts.samples
+    assert digests(sorted((tmp_path / "told").glob("*.tar"))) == digests(sorted(parts.shards))
+    refused = beamclip("data", "digits", "--out", tmp_path / "never", "--val", 1)
+    assert (refused.code, refused.err.startswith("Error: --val is a share")) == (1, True)
     assert parts.samples.keys() == {"train", "val", "test"}
     assert 0.15 < parts.samples["val"] / whole.samples["train"] < 0.25
     keys = {split: {s.key for s in found} for split, found in read(tmp_path / "parts").items()}
@@ -64,17 +70,62 @@ def test_large_images_are_made_smaller_in_their_own_format(kind: str) -> None:
     assert size(shrunk(encode(square(1, 5, 200, 40), kind), 30)) == (150, 30)
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "I;16"])
-def test_images_of_any_mode_are_made_smaller(mode: str) -> None:
-    plain = Image.fromarray(square(2, 7, 90, 60))
-    image = plain.convert("L").convert(mode) if mode in ("1", "LA") else plain
-    if mode == "I;16":
-        image = Image.fromarray(np.asarray(plain.convert("L"), np.uint16) * 257)
-    elif mode not in ("1", "LA"):
-        image = plain.convert(mode)
+def encoded(mode: str, width: int, height: int) -> bytes:
+    """Encode an image of a mode, as PNG or (CMYK) as JPEG; colour lies under its alpha."""
+    pixels = square(2, 7, width, height)
+    plain, grey = Image.fromarray(pixels), np.asarray(Image.fromarray(pixels).convert("L"))
+    alpha = Image.fromarray((grey > 100).astype(np.uint8) * 255)
+    image = plain.convert(mode) if mode in ("RGB", "L", "1", "P", "CMYK") else plain
+    if mode == "LA":
+        image = Image.merge("LA", (plain.convert("L"), alpha))
+    elif mode == "RGBA":
+        image = plain.copy()
+        image.putalpha(alpha)
+    elif mode == "I;16":
+        image = Image.fromarray(grey.astype(np.uint16) * 257)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG" if mode == "CMYK" else "PNG")
-    assert size(shrunk(buffer.getvalue(), 30)) == (45, 30)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "LA", "P", "RGBA", "CMYK", "1", "I;16"])
+def test_images_of_any_mode_are_made_smaller_from_the_pixels_that_stage_one_would_see(
+    mode: str,
+) -> None:
+    """16-bit grey was white, and colours under alpha black."""
+    content = encoded(mode, 90, 60)
+    pixels = decode(content, DecodePolicy())
+    wanted = np.asarray(Image.fromarray(pixels).resize((45, 30), Image.Resampling.LANCZOS))
+    small = shrunk(content, 30)
+    found = decode(small, DecodePolicy())
+    assert found.shape == (30, 45, 3)
+    if mode == "CMYK":
+        assert np.abs(found.astype(int) - wanted).mean() < 6
+    else:
+        np.testing.assert_array_equal(found, wanted)
+    kept = Image.open(io.BytesIO(small))
+    assert kept.mode == ("L" if mode in ("1", "L", "LA", "I;16") else "RGB")
+
+
+def test_an_image_beyond_the_caps_of_stage_one_may_be_made_small_enough_for_it() -> None:
+    content = encoded("L", 9000, 100)
+    with pytest.raises(SampleError, match="at most"):
+        decode(content, DecodePolicy())
+    assert size(shrunk(content, 50)) == (4500, 50)
+    buffer = io.BytesIO()
+    Image.new("1", (12_000, 8_000)).save(buffer, "PNG")  # more than Pillow decodes
+    assert shrunk(buffer.getvalue(), 50) == buffer.getvalue()
+
+
+def test_a_profile_stays_unless_it_is_of_colours_that_are_gone() -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for mode, kept in (("RGB", profile), ("CMYK", None)):
+        buffer = io.BytesIO()
+        Image.fromarray(square(1, 5, 60, 40)).convert(mode).save(
+            buffer, "JPEG", icc_profile=profile
+        )
+        small = Image.open(io.BytesIO(shrunk(buffer.getvalue(), 20)))
+        assert small.info.get("icc_profile") == kept
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", encode(square(0, 1), "JPEG")[:200], b"GIF89a"])

@@ -1,8 +1,15 @@
 """The sets that torchvision reads: from official archives in miniature, or as Debian has them."""
 
 import gzip
+import json
 import pickle
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -14,10 +21,30 @@ from pipeline.errors import DataError
 from pipeline.prompt_file import check_class_order, load_prompts
 from pipeline.shards import Sample, find_shards
 from tests.conftest import Invoke
+from tests.datasets import official
 from tests.datasets.archives import cifar_batches, gz, idx, jpeg, mat, md5, write_tar
 from tests.datasets.written import digests, read
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """Serve a folder on this machine; yield its address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def pixels(sample: Sample) -> np.ndarray:
@@ -32,7 +59,7 @@ def labels(samples: list[Sample]) -> list[int]:
 def cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """CIFAR-10's archive with three images in each batch; torchvision's sums are made its own."""
     names = {f"data_batch_{i}": 3 for i in range(1, 6)} | {"test_batch": 4}
-    meta = pickle.dumps({"label_names": [item.name for item in load_prompts("cifar10").classes]})
+    meta = pickle.dumps({"label_names": official.CIFAR10})
     members = cifar_batches("cifar-10-batches-py", names, "labels", meta)
     path = write_tar(tmp_path / "archives/cifar-10-python.tar.gz", members, "w:gz")
     monkeypatch.setattr(theirs.CIFAR10, "tgz_md5", md5(path))
@@ -64,8 +91,12 @@ def test_cifar10_is_read_from_its_archive(cifar10: Path, tmp_path: Path) -> None
 def test_cifar100_has_its_fine_labels_with_spaces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = [item.name.replace(" ", "_") for item in load_prompts("cifar100").classes]
-    meta = pickle.dumps({"fine_label_names": names, "coarse_label_names": []})
+    meta = pickle.dumps(
+        {
+            "fine_label_names": official.CIFAR100,
+            "coarse_label_names": official.CIFAR100_COARSE,
+        }
+    )
     members = cifar_batches("cifar-100-python", {"train": 6, "test": 3}, "fine_labels", meta)
     path = write_tar(tmp_path / "archives/cifar-100-python.tar.gz", members, "w:gz")
     monkeypatch.setattr(theirs.CIFAR100, "tgz_md5", md5(path))
@@ -76,11 +107,11 @@ def test_cifar100_has_its_fine_labels_with_spaces(
 
 
 def test_stl10_has_its_unlabelled_images_in_shards_of_their_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beamclip: Invoke
 ) -> None:
     rng = np.random.default_rng(0)
     images = {n: rng.integers(0, 256, (n, 3, 96, 96), dtype=np.uint8) for n in (3, 5, 4)}
-    base, names = "stl10_binary", [item.name for item in load_prompts("stl10").classes]
+    base = "stl10_binary"
     columns = {n: a.transpose(0, 1, 3, 2).tobytes() for n, a in images.items()}  # as the set has it
     members = {
         f"{base}/train_X.bin": columns[3],
@@ -88,7 +119,7 @@ def test_stl10_has_its_unlabelled_images_in_shards_of_their_own(
         f"{base}/unlabeled_X.bin": columns[5],
         f"{base}/test_X.bin": columns[4],
         f"{base}/test_y.bin": bytes([4, 3, 2, 1]),
-        f"{base}/class_names.txt": "\n".join(names).encode(),
+        f"{base}/class_names.txt": "\n".join(official.STL10).encode(),
         f"{base}/fold_indices.txt": b"",
     }
     path = write_tar(tmp_path / "archives/stl10_binary.tar.gz", members, "w:gz")
@@ -108,8 +139,11 @@ def test_stl10_has_its_unlabelled_images_in_shards_of_their_own(
     assert labels(found["test"]) == [3, 2, 1, 0]
     np.testing.assert_array_equal(pixels(found["train"][3]), images[5][0].transpose(1, 2, 0))
     check_class_order(load_prompts("stl10"), find_shards([str(tmp_path / "out")]))
-    fewer = write_known("stl10", tmp_path / "fewer", source=path.parent, unlabelled=False)
-    assert fewer.samples == {"train": 3, "test": 4}
+    words = ("data", "stl10", "--from", path.parent, "--json", "--out")
+    fewer = beamclip(*words, tmp_path / "fewer", "--no-unlabelled")
+    assert json.loads(fewer.out)["samples"] == {"train": 3, "test": 4}
+    more = beamclip(*words, tmp_path / "more", "--unlabelled")
+    assert json.loads(more.out)["samples"] == written.samples
 
 
 @pytest.fixture
@@ -143,14 +177,9 @@ def test_flowers_keep_their_files_and_the_three_splits(flowers: Path, tmp_path: 
 def test_pets_are_read_from_images_and_annotations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = [item.name.replace(" ", "_") for item in load_prompts("pets37").classes]
-    cats = {
-        item.name.replace(" ", "_")
-        for item in load_prompts("pets37").classes
-        if item.coarse == "cat"
-    }
-    raw = [name if name in cats else name.lower() for name in names]  # dogs are in lower case
-    folder, lines = tmp_path / "archives", [f"{n}_1 {i} 1 1" for i, n in enumerate(raw, 1)]
+    folder = tmp_path / "archives"
+    raw = official.PETS37
+    lines = [f"{n}_1 {i} 1 1" for i, n in enumerate(raw, 1)]
     images = {f"images/{name}_1.jpg": jpeg(i, i) for i, name in enumerate(raw)}
     lists = {f"annotations/{n}.txt": "\n".join(lines).encode() for n in ("trainval", "test")}
     packed = [
@@ -259,6 +288,29 @@ def test_a_cut_copy_of_fashion_mnist_is_refused(fashion: Path, tmp_path: Path) -
     assert f"{path} is damaged" in refusal("fashion-mnist", fashion, tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        idx(np.zeros((3, 28, 28))),
+        b"",
+        b"\0\0\x08\x01\0\0\0\x03\0",
+        b"no idx at all",
+        idx(np.ones(2)),
+    ],
+    ids=["images", "empty", "short", "foreign", "fewer"],
+)
+def test_a_file_of_another_kind_under_the_right_name_is_an_error(
+    fashion: Path, tmp_path: Path, beamclip: Invoke, content: bytes
+) -> None:
+    """As images where labels should be: torchvision asserts."""
+    (fashion / "train-labels-idx1-ubyte.gz").write_bytes(gz(content))
+    outcome = beamclip("data", "fashion-mnist", "--from", fashion, "--out", tmp_path / "out")
+    assert outcome.code == 1
+    fewer = "split train has 3 images and 2 labels"
+    assert (fewer if content == idx(np.ones(2)) else "cannot read fashion-mnist") in outcome.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_unpacked_folder_without_all_images_is_told(flowers: Path, tmp_path: Path) -> None:
     (flowers / "jpg").mkdir()
     for number in (1, 2, 3, 4, 5):
@@ -277,6 +329,59 @@ def test_without_a_network_the_files_to_bring_are_named(
     assert "cannot read cifar10 in data/downloads/cifar10" in outcome.err
     assert f"cifar-10-python.tar.gz (md5 {theirs.CIFAR10.tgz_md5})" in outcome.err
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_not_there_is_downloaded_and_kept(
+    cifar10: Path, tmp_path: Path, beamclip: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from_there = write_known("cifar10", tmp_path / "from", source=cifar10.parent)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with served(cifar10.parent) as address:
+        monkeypatch.setattr(theirs.CIFAR10, "url", f"{address}/{cifar10.name}")
+        done = beamclip("data", "cifar10", "--out", tmp_path / "out")
+        assert done.code == 0, done.err
+    again = beamclip("data", "cifar10", "--out", tmp_path / "again")  # the server is gone
+    assert again.code == 0, again.err
+    assert (tmp_path / "data/downloads/cifar10" / cifar10.name).read_bytes() == cifar10.read_bytes()
+    for name in ("out", "again"):
+        assert digests(sorted((tmp_path / name).glob("*.tar"))) == digests(
+            sorted(from_there.shards)
+        )
+
+
+def test_a_download_of_another_sum_is_refused(
+    cifar10: Path, tmp_path: Path, beamclip: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(theirs.CIFAR10, "tgz_md5", "0" * 32)
+    with served(cifar10.parent) as address:
+        monkeypatch.setattr(theirs.CIFAR10, "url", f"{address}/{cifar10.name}")
+        outcome = beamclip("data", "cifar10", "--out", tmp_path / "out")
+    assert outcome.code == 1
+    assert "cannot read cifar10 in data/downloads/cifar10" in outcome.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_has_to_be_unpacked_is_beside_the_shards_and_goes_in_the_end(
+    cifar10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """STL-10 unpacks to 2.6 GB, more than many a /tmp holds."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    write_known("cifar10", tmp_path / "deep/er/out", source=cifar10.parent)
+    assert [path.name for path in (tmp_path / "deep/er").iterdir()] == ["out"]
+
+
+def test_a_folder_that_is_taken_is_told_before_anything_is_downloaded(
+    tmp_path: Path, beamclip: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/note").write_text("x")
+    outcome = beamclip("data", "cifar10", "--out", tmp_path / "out")
+    assert "is not empty: name a new folder" in outcome.err
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_written_twice_are_the_same_bytes(flowers: Path, tmp_path: Path) -> None:
