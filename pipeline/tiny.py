@@ -50,13 +50,15 @@ def train_tiny_teacher(
 ) -> dict[str, float]:
     """Train on the labelled train shards and write an open_clip folder; raises DataError.
 
-    Every class is described by all templates of all prompt sets; the loss is CLIP's, image to
-    text, over the classes. Returns the last epoch's loss and the logit scale.
+    Every class is described by all templates of all prompt sets, but for variants of a set (as
+    `cpa.article` is of `cpa`); the loss is CLIP's, image to text, over the classes. Returns the
+    last epoch's loss and the logit scale.
     """
     if folder.exists():
         raise DataError(f"{folder} already exists: remove it to train another teacher")
     images, labels = _labelled_images(shards, len(prompts.classes))
-    texts = [prompt_set(prompts, name).texts for name in prompts.prompt_sets]
+    names = [name for name in prompts.prompt_sets if name.partition(".")[0] == name]
+    texts = [prompt_set(prompts, name).texts for name in names or prompts.prompt_sets]
     texts_TC = [list(texts_C) for prompt in texts for texts_C in zip(*prompt, strict=True)]
     with torch.random.fork_rng():
         torch.manual_seed(spec.seed)

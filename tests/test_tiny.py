@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.errors import DataError
-from pipeline.prompt_file import load_prompts
+from pipeline.prompt_file import TemplateSet, load_prompts
 from pipeline.schedule import EvalSchedule
 from pipeline.shards import find_shards, read_samples, write_shards
 from pipeline.teacher import TeacherOptions, load_teacher
@@ -47,6 +47,19 @@ def test_it_loads_as_any_open_clip_folder_and_tells_the_classes_apart(
     assert np.mean(right) > 0.9  # chance is 1/3
     files = sorted(path.name for path in (tmp_path / "teacher").iterdir())
     assert files == ["open_clip_config.json", "open_clip_model.safetensors"]
+
+
+def test_variants_of_a_prompt_set_do_not_change_it(
+    tmp_path: Path, shards: Path, recipe_file: Path
+) -> None:
+    plain = load_prompts(str(recipe_file.with_name("shapes-prompts.yaml")))
+    variant = TemplateSet(templates=("A photo of {article} {label}.",))
+    more = replace(plain, prompt_sets={**plain.prompt_sets, "plain.article": variant})
+    quick = replace(SPEC, epochs=1)
+    for name, prompts in (("one", plain), ("two", more)):
+        train_tiny_teacher(find_shards([str(shards)]), prompts, tmp_path / name, quick)
+    one, two = (tmp_path / n / "open_clip_model.safetensors" for n in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
 
 
 def test_the_test_split_is_never_trained_on(
