@@ -244,6 +244,21 @@ class TestShards:
             list(batches.starting_at(0, 3))
         assert "Traceback" not in str(caught.value)
 
+    def test_digests_are_looked_at_unless_told_otherwise(
+        self, cache: TargetCache, own: Path
+    ) -> None:
+        row = cache.row_of("000000", 3)  # a JPEG; a byte of its density, which no pixel hangs on
+        with open(own / "train-000000.tar", "r+b") as file:
+            file.seek(int(cache.column("offset")[row]) + 15)
+            byte = file.read(1)[0]
+            file.seek(-1, io.SEEK_CUR)
+            file.write(bytes([byte ^ 1]))
+        shards = find_shards([str(own)])
+        with pytest.raises(ShardError, match=r"train-000000\.tar: sample 3 is not"):
+            list(source(cache, shards).starting_at(0, 3))
+        found = list(source(cache, shards, check_digests=False).starting_at(0, 3))
+        assert sorted(r for batch in found for r in batch.rows_B.tolist()) == list(range(24))
+
     def test_two_samples_of_equal_size_that_changed_places_are_noticed(
         self, cache: TargetCache, own: Path
     ) -> None:

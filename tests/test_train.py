@@ -421,3 +421,33 @@ class TestParts:
         saved = bench.run("straight").load_checkpoint()
         assert saved is not None
         assert any("supervised" in name for name in saved["losses"])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_gpu_trains_in_every_precision_near_what_a_cpu_does(bench: Bench, precision: str) -> None:
+    device = torch.device("cuda")
+    plain = bench.train("cpu")
+    spec = TrainOptions(
+        epochs=2, learning_rate=0.02, precision=precision, channels_last=True, clip_norm=100.0
+    )
+    student = bench.student()
+    terms = resolve_tau(parse_terms(LOSSES, where="test"), bench.cache.logit_scale)
+    sizes = Sizes(student.num_features, bench.cache.dim, num_anchors=3, num_classes=3)
+    trainee = Trainee(
+        bench.run("gpu"), student, LossSum(terms, sizes), spec, size=PX, device=device
+    )
+    anchors_AD = torch.from_numpy(bench.cache.anchors("shapes-context").embeddings_AD)
+    source = TrainingBatches(
+        bench.cache,
+        find_shards([str(bench.shards)]),
+        sizes=(PX,),
+        batch_size=8,
+        num_views=2,
+        seed=0,
+        workers=1,
+        device=device,
+    )
+    teachers = [TeacherAnchors(anchors_AD, bench.cache.logit_scale)]
+    (line,) = train_students([trainee], source, teachers, spec, device=device)
+    assert line["loss"] == pytest.approx(plain["loss"], rel=0.1)
