@@ -10,7 +10,7 @@ import zarr
 from pipeline.cache import layout, writer
 from pipeline.cache.reader import TargetCache, read_manifest
 from pipeline.cache.seal import seal_cache
-from pipeline.stage_two import probe, train
+from pipeline.stage_two import Loading, probe, train
 from tests.trees import tree_digests
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -40,7 +40,7 @@ def scores_of(root: Path, cache: Path, run: Path, *overrides: str) -> dict[str, 
     teacher = f"teacher.model=local-dir:{root}/teacher"
     recipe = load_recipe("digits", [teacher, *overrides])
     shards = find_shards([str(root / "shards")])
-    train(recipe, cache, shards, run, resume=False, workers=0, device="cpu")
+    train(recipe, [cache], shards, run, resume=False, device="cpu", loading=Loading(workers=0))
     return probe(run, None, [], workers=0, device="cpu")
 
 
