@@ -7,25 +7,21 @@ make room for others.
 import contextlib
 import os
 import resource
-import threading
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from pipeline import durable, storage
-from pipeline.cache.scratch import scratch_folder
+from pipeline.cache.scratch import scratch_folder, turn
 from pipeline.errors import ShardError
 from pipeline.shards import Shard
 
 BYTES_VARIABLE = "BEAMCLIP_SHARD_SCRATCH_BYTES"  # the most that copies may take, unless one is more
 _MOST_BYTES = 64 << 30
 _PIECE_BYTES = 4 << 20
-_POLL_SECONDS = 0.05
 _AT_ONCE = 4  # shards that a process brings ahead
-_threads: dict[Path, threading.Lock] = {}
 
 
 class ShardFiles:
@@ -95,26 +91,11 @@ def bring(shard: Shard) -> Path:
     folder.mkdir(mode=0o700, exist_ok=True)
     known = f"{shard.location}\n{shard.size_bytes}\n{shard.etag}"
     path = folder / f"{sha256(known.encode()).hexdigest()[:32]}.tar"
-    with _turn(path.with_suffix(".lock")):
+    with turn(path.with_name(f".{path.stem}.lock")):
         if not path.exists():
             _download(shard, path)
             _make_room(path)
     return path
-
-
-@contextlib.contextmanager
-def _turn(lock: Path) -> Iterator[None]:
-    """Wait until no other process or thread holds the lock, then hold it."""
-    with contextlib.ExitStack() as stack:
-        # The file's lock is a process's: its threads would all have it.
-        stack.enter_context(_threads.setdefault(lock, threading.Lock()))
-        while True:
-            try:
-                stack.enter_context(durable.held(lock))
-                break
-            except BlockingIOError:
-                time.sleep(_POLL_SECONDS)
-        yield
 
 
 def _download(shard: Shard, path: Path) -> None:

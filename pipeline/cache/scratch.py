@@ -3,18 +3,22 @@
 import contextlib
 import os
 import tempfile
+import threading
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
+from pipeline import durable
 from pipeline.errors import CacheError
 
 SCRATCH_VARIABLE = "BEAMCLIP_SCRATCH"
 _MOST_BYTES = 16 << 30
 _STALE_SECONDS = 24 * 3600
+_POLL_SECONDS = 0.05
+_threads: dict[Path, threading.Lock] = {}
 
 
 def shared_array(
@@ -31,12 +35,35 @@ def shared_array(
     path = scratch_folder() / f"{name}.npy"
     found = _load(path, shape, dtype)
     if found is None:
-        _write(path, shape, dtype, pieces)
-        _evict(path)
-        found = _load(path, shape, dtype)
+        with turn(path.with_name(f".{name}.lock")):  # one decodes, the others wait for it
+            found = _load(path, shape, dtype)
+            if found is None:
+                _write(path, shape, dtype, pieces)
+                _evict(path)
+                found = _load(path, shape, dtype)
     if found is None:
         raise CacheError(f"{path}: what was just written cannot be read; is the disk whole?")
     return found
+
+
+@contextlib.contextmanager
+def turn(lock: Path) -> Iterator[None]:
+    """Wait until no other process or thread holds the lock, then hold it.
+
+    It saves work, and nothing hangs on it: where no lock can be had, the block runs without.
+    """
+    with contextlib.ExitStack() as stack:
+        # The file's lock is a process's: its threads would all have it.
+        stack.enter_context(_threads.setdefault(lock, threading.Lock()))
+        while True:
+            try:
+                stack.enter_context(durable.held(lock))
+                break
+            except BlockingIOError:
+                time.sleep(_POLL_SECONDS)
+            except OSError:  # a full disk, or a file system without locks
+                break
+        yield
 
 
 def _load(path: Path, shape: tuple[int, int], dtype: str) -> np.ndarray | None:

@@ -1,7 +1,9 @@
 """Decoded arrays: made once, shared, and never trusted from others or half-written."""
 
+import multiprocessing
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,7 +36,31 @@ def test_an_array_is_written_once_and_mapped_after(scratch: Path) -> None:
     again = shared_array("a0", ROWS.shape, "float16", never())
     np.testing.assert_array_equal(first, ROWS)
     np.testing.assert_array_equal(again, ROWS)
-    assert [path.name for path in scratch.iterdir()] == ["a0.npy"]
+    assert [path.name for path in scratch.glob("[!.]*")] == ["a0.npy"]
+
+
+def _share(scratch: str, log: str) -> None:
+    os.environ["BEAMCLIP_SCRATCH"] = scratch
+
+    def slow() -> Iterator[np.ndarray]:
+        with open(log, "a", encoding="utf-8") as file:
+            file.write("decoded\n")
+        time.sleep(0.5)
+        yield ROWS
+
+    np.testing.assert_array_equal(shared_array("a0", ROWS.shape, "float16", slow()), ROWS)
+
+
+def test_of_processes_that_want_the_same_array_at_once_one_decodes_it(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    arguments = (str(tmp_path / "scratch"), str(tmp_path / "log"))
+    processes = [context.Process(target=_share, args=arguments) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert (tmp_path / "log").read_text(encoding="utf-8") == "decoded\n"
 
 
 def test_no_rows_need_no_file(scratch: Path) -> None:
@@ -70,7 +96,7 @@ def test_a_source_that_fails_leaves_nothing(scratch: Path) -> None:
 
     with pytest.raises(CacheError, match="damaged unit"):
         shared_array("a0", ROWS.shape, "float16", broken())
-    assert list(scratch.iterdir()) == []
+    assert not [path for path in scratch.iterdir() if path.suffix != ".lock"]
 
 
 def test_a_full_disk_is_an_error_that_names_the_folder(scratch: Path) -> None:
