@@ -1,8 +1,8 @@
 """Runs stage two by a recipe: opens the cache, checks that it is the recipe's, trains, probes."""
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,14 +96,9 @@ def train(
             for run, own in folders.items()
             if not run.is_finished()
         ]
-        inits = {trainee.run: trainee.student.started_from for trainee in trainees}
         if ranks.leads:
-            for run, own in folders.items():
-                stack.enter_context(run.exclusive())
-                # What is finished needs its first weights no more.
-                init = inits[run] if run in inits else run.read_origin().get("init")
-                origin = {**_origin(setting, own, live is not None), "init": init}
-                run.begin(own.resolved(), origin, resume=resume)
+            begun = _begun(folders, trainees, setting, resume=resume, live=live is not None)
+            stack.enter_context(begun)
         ranks.meet()
         trainees = [trainee for trainee in trainees if not trainee.run.is_finished()]
         ranks.meet()  # none looks whether a run is finished after another has finished it
@@ -120,6 +115,27 @@ def train(
             )
         ranks.meet()
         return {run.path: run.last_metrics() for run in folders}
+
+
+@contextmanager
+def _begun(
+    runs: Mapping[RunDir, Recipe],
+    trainees: Sequence[Trainee],
+    setting: Setting,
+    *,
+    resume: bool,
+    live: bool,
+) -> Iterator[None]:
+    """Begin the runs or take them up again, and hold them as long as the block runs."""
+    inits = {trainee.run: trainee.student.started_from for trainee in trainees}
+    with ExitStack() as stack:
+        for run, own in runs.items():
+            stack.enter_context(run.exclusive())
+            # What is finished needs its first weights no more.
+            init = inits[run] if run in inits else run.read_origin().get("init")
+            origin = {**_origin(setting, own, live), "init": init}
+            run.begin(own.resolved(), origin, resume=resume)
+        yield
 
 
 def open_setting(

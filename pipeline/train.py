@@ -72,22 +72,14 @@ def train_students(
         clock = time.monotonic()
         for batch in source.starting_at(step, last):
             waited = time.monotonic() - clock
-            targets = _targets(batch, teachers, bank, step, device)
-            views: dict[int, Tensor] = {}
             due = [trainee for trainee in trainees if trainee.step == step]
-            for trainee in due:
-                if trainee.size not in views:
-                    views[trainee.size] = batch.views(device, trainee.size)
-                with _lost_ranks_named(ranks):
-                    trainee.take(
-                        views[trainee.size], targets, learning_rate(step, last, per_epoch, spec)
-                    )
+            targets = _targets(batch, teachers, bank, step, device)
+            with _lost_ranks_named(ranks):
+                _take(due, batch, targets, learning_rate(step, last, per_epoch, spec))
             step += 1
-            now = time.monotonic()
             for trainee in due:
-                trainee.sums.seconds += now - clock
+                trainee.sums.seconds += time.monotonic() - clock
                 trainee.sums.wait_seconds += waited
-            clock = now
             if step % per_epoch == 0:
                 rate = learning_rate(step - 1, last, per_epoch, spec)
                 for trainee in due:
@@ -98,6 +90,15 @@ def train_students(
             clock = time.monotonic()
             advance(1, due[0].note())
     return [trainee.finish() for trainee in trainees]
+
+
+def _take(due: Sequence[Trainee], batch: ViewBatch, targets: TargetBatch, rate: float) -> None:
+    """Do a step of every student that is due; those of one size see the same tensor."""
+    views: dict[int, Tensor] = {}
+    for trainee in due:
+        if trainee.size not in views:
+            views[trainee.size] = batch.views(trainee.device, trainee.size)
+        trainee.take(views[trainee.size], targets, rate)
 
 
 def _end_epoch(
