@@ -173,7 +173,7 @@ def test_help_answers_within_a_second() -> None:
         subprocess.run(command, capture_output=True, check=True)
         return time.monotonic() - began
 
-    assert any(seconds() < 1 for _ in range(8))  # others may keep the cores busy for a while
+    assert min(seconds() for _ in range(3)) < 1
 
 
 def test_stage_two_runs_with_open_clip_blocked_and_the_teacher_gone(

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pipeline.contracts import StudentOutputs, TargetBatch
+from pipeline.contracts import TargetBatch
 from pipeline.errors import RecipeError
 from pipeline.losses.anchors import AnchorOptions, KdOptions, csm_ce, entmin, kd
 from pipeline.losses.contract import Loss, Sizes, WeightOptions
@@ -57,13 +57,6 @@ class Term:
         """Return the loss; one with parameters is made anew, an nn.Module."""
         loss = LOSSES[self.name].loss
         return loss(sizes) if isinstance(loss, type) else loss
-
-    def __call__(self, outputs: StudentOutputs, batch: TargetBatch) -> Tensor:
-        """Return loss_B of a loss without parameters."""
-        loss = LOSSES[self.name].loss
-        if isinstance(loss, type):
-            raise TypeError(f"{self.name} has parameters: see LossSum")
-        return loss(outputs, batch, self.spec)
 
 
 def parse_terms(losses: Mapping[str, Mapping[str, Any]], *, where: str) -> list[Term]:

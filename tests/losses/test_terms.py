@@ -6,9 +6,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import RecipeError
-from pipeline.losses import Term, WeightOptions, parse_terms, resolve_tau
-from pipeline.losses.labels import SupervisedOptions
-from tests.losses.samples import batch
+from pipeline.losses import WeightOptions, parse_terms, resolve_tau
 
 
 def test_tau_is_the_teachers_own_unless_the_recipe_says_a_number() -> None:
@@ -85,8 +83,3 @@ def test_a_wrong_loss_or_option_is_named(losses: dict[str, Any], message: str) -
     with pytest.raises(RecipeError, match=message) as caught:
         parse_terms(losses, where="recipe r")
     assert "recipe r" in str(caught.value)
-
-
-def test_a_loss_with_parameters_is_not_called_without_them() -> None:
-    with pytest.raises(TypeError, match="supervised has parameters: see LossSum"):
-        Term("supervised", SupervisedOptions())(*batch())
