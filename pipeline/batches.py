@@ -109,7 +109,11 @@ class TrainingBatches:
         self._ahead = max(1, self.steps_per_epoch * window // max(1, len(cache.shards)))
 
     def starting_at(self, step: int, stop: int) -> Iterator[ViewBatch]:
-        """Yield the batches of steps `step` to `stop` - 1; epoch e sees view e mod V."""
+        """Yield the batches of steps `step` to `stop` - 1; epoch e sees view e mod V.
+
+        With workers, the pixels of a batch stay until the second batch after it is asked for: their
+        memory is used again.
+        """
         yield from _loader(
             _Planned(self._batch, range(step, stop)), self._workers, pin=not self._on_cpu
         )
@@ -237,4 +241,4 @@ def _loader(planned: _Planned, workers: int, pin: bool) -> Iterator[ViewBatch]:
 
 def _reader(cache: TargetCache, shards: Sequence[Shard], check_digests: bool) -> RowReader:
     files = ShardFiles(match_shards(cache, shards))
-    return RowReader(cache, files, check_digests=check_digests)
+    return RowReader(cache, files, check_digests=check_digests, ahead=_AHEAD)

@@ -4,6 +4,7 @@ Shape letters: B batch, S side of a view in pixels.
 """
 
 import os
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,13 +26,16 @@ _COLUMNS = ("shard", "offset", "bytes", "digest", "label")
 class RowReader:
     """The images and labels of one split; `files` are the cache's shards, in its order.
 
-    check_digests: hold every image against the digest that the cache recorded.
+    check_digests: hold every image against the digest that the cache recorded. ahead: how many
+    batches a loader's process makes before the first is taken; in such a process, memory of views
+    is used again when that many and two more have been made.
     """
 
     def __init__(
-        self, cache: TargetCache, files: ShardFiles, *, check_digests: bool = True
+        self, cache: TargetCache, files: ShardFiles, *, check_digests: bool = True, ahead: int = 0
     ) -> None:
         self._cache, self._files, self._check_digests = cache, files, check_digests
+        self._memory = _Memory(ahead + 2)
         self._policy = DecodePolicy(**cache.manifest["decode"])
         self._columns = {name: cache.column(name) for name in _COLUMNS}
 
@@ -56,7 +60,7 @@ class RowReader:
         Each image is read once, and decoded once for each scale that its sizes need. Raises
         ShardError if a shard is not what the cache was made from.
         """
-        views = {size: _blank(len(rows_B), size) for size in sizes}
+        views = {size: self._memory.blank(len(rows_B), size) for size in sizes}
         for place, (row, params) in enumerate(zip(rows_B, params_BP.tolist(), strict=True)):
             try:
                 image = SourceImage(self._encoded(row), self._policy)
@@ -105,13 +109,30 @@ def match_shards(cache: TargetCache, shards: Sequence[Shard]) -> list[Shard]:
     return [given[shard.name] for shard in cache.shards]
 
 
-def _blank(count: int, size: int) -> Tensor:
-    """Return views of any content, in a loader's process in memory that it shares with its parent.
+class _Memory:
+    """Where views are put: in a loader's process, memory that it shares with its parent.
 
-    Otherwise each batch would be copied once more on its way.
+    Otherwise each batch would be copied once more on its way. `count` pieces of each shape are used
+    in turn, since new memory costs a loader about a tenth of its time.
     """
-    if get_worker_info() is None:
-        return blank_views(count, size)
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._pieces: dict[tuple[int, int], deque[Tensor]] = {}
+
+    def blank(self, views: int, size: int) -> Tensor:
+        """Return uint8 [views,3,S,S] of any content."""
+        if get_worker_info() is None:
+            return blank_views(views, size)
+        pieces = self._pieces.setdefault((views, size), deque())
+        if len(pieces) < self._count:
+            pieces.append(_shared(views, size))
+        else:
+            pieces.rotate(-1)
+        return pieces[-1]
+
+
+def _shared(count: int, size: int) -> Tensor:
     shared = torch.UntypedStorage._new_shared(count * size * size * 3)  # type: ignore[no-untyped-call]
     flat = torch.empty(0, dtype=torch.uint8).set_(shared)
     return flat.view(count, size, size, 3).permute(0, 3, 1, 2)

@@ -3,6 +3,7 @@
 import io
 import resource
 import shutil
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -181,10 +182,26 @@ class TestOrder:
                 assert_same(one, other)
 
     def test_worker_processes_change_nothing(self, cache: TargetCache, shards: list[Shard]) -> None:
-        here = list(source(cache, shards).starting_at(1, 8))
-        there = list(source(cache, shards, workers=2).starting_at(1, 8))
+        here = source(cache, shards, num_views=2).starting_at(1, 60)
+        there = source(cache, shards, num_views=2, workers=2).starting_at(1, 60)
         for one, other in zip(here, there, strict=True):
             assert_same(one, other)
+
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_the_last_two_batches_stay_as_they_were(
+        self, sealed_cache: Path, shards: list[Shard], workers: int
+    ) -> None:
+        """Loaders use their memory of views again, but not that of these two."""
+        cache = TargetCache.open(sealed_cache, "train", EVAL)
+        batches = eval_batches(cache, shards, input_px=TEACHER_PX, batch_size=1, workers=workers)
+        last: ViewBatch | None = None
+        kept: torch.Tensor | None = None
+        for batch in batches:
+            now = batch.views(CPU).clone()
+            time.sleep(0.02)  # loaders run as far ahead as they may
+            if last is not None and kept is not None:
+                assert torch.equal(last.views(CPU), kept)
+            last, kept = batch, now
 
     def test_evaluation_goes_through_every_row_once_in_order(
         self, sealed_cache: Path, shards: list[Shard]

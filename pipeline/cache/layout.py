@@ -22,7 +22,7 @@ import numpy as np
 from pipeline.schedule import ViewParams
 
 FORMAT = "beamclip-cache"
-VERSION = 2
+VERSION = 3
 # All that a cache may hold.
 PLACES = {".lock", ".tmp", "manifest", "units", "anchors", "captions", "index"}
 CHUNK_ROWS = 4096
