@@ -24,6 +24,7 @@ from benchmarks.measure import (
 )
 from pipeline.conveyor import carry_units
 from pipeline.schedule import AnySchedule, Schedule
+from pipeline.teacher import Teacher
 
 SIDE, BATCH = 224, 64
 A100_VIEWS_PER_SECOND = 2500  # a ViT-B/16 teacher, of the issue that asks for these figures
@@ -31,19 +32,34 @@ CORES = len(os.sched_getaffinity(0))
 
 
 class HostSide:
-    """Stage one over photos, with a teacher that costs nothing."""
+    """Stage one over photos, by default with a teacher that costs nothing."""
 
-    def __init__(self, folder: Path, samples: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        samples: int,
+        *,
+        teacher: Teacher | None = None,
+        device: str = "cpu",
+        batch: int = BATCH,
+    ) -> None:
         self.shards = write_photos(folder / "shards", 2, samples // 2)
         self.samples = samples // 2 * 2
         self._cache = folder / "cache"
-        self._teacher = NullTeacher(SIDE)
+        self._teacher = teacher or NullTeacher(SIDE)
+        self._device, self._batch = device, batch
 
     def run(self, views: int, *, renderers: int = CORES, schedule: AnySchedule = PLAIN) -> float:
         """Make every unit anew; return views per second."""
         shutil.rmtree(self._cache, ignore_errors=True)
         jobs = jobs_over(
-            self.shards, self._cache, views, renderers=renderers, schedule=schedule, batch=BATCH
+            self.shards,
+            self._cache,
+            views,
+            renderers=renderers,
+            schedule=schedule,
+            batch=self._batch,
+            device=self._device,
         )
 
         def work() -> None:

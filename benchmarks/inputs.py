@@ -54,6 +54,7 @@ def jobs_over(
     renderers: int,
     schedule: AnySchedule = PLAIN,
     batch: int,
+    device: str = "cpu",
 ) -> list[UnitJob]:
     """Return a job for every shard, as stage one would make it."""
     from pipeline.options import to_mapping
@@ -65,7 +66,7 @@ def jobs_over(
             unit=layout.UnitId(shard.split, shard.name, name, 0, views - 1),
             shard=shard,
             teacher=TeacherOptions(model="stand-in", batch_size=batch),
-            device="cpu",
+            device=device,
             teacher_digest="",
             fingerprint="",
             schedule={"kind": kind, **to_mapping(schedule)},
@@ -169,6 +170,31 @@ def photo_recipe(teacher: str, schedule: Schedule, views: int) -> dict[str, Any]
         "losses": {"csm_ce": {}, "entmin": {}, "ism": {"weight": 10}},
         "training": {"epochs": 1, "batch_size": 64, "held_out_rows": 0},
     }
+
+
+def random_teacher(folder: Path, architecture: str) -> str:
+    """Write an open_clip model with random weights as a folder; return its name for a recipe."""
+    import json
+
+    import open_clip
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    folder.mkdir(parents=True)
+    model = open_clip.create_model(architecture)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    preprocess = {
+        "size": 224,
+        "mode": "RGB",
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5],
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+        "fill_color": 0,
+    }
+    config = {"model_cfg": open_clip.get_model_config(architecture), "preprocess_cfg": preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return f"local-dir:{folder}"
 
 
 def tiny_teacher(folder: Path) -> str:

@@ -8,7 +8,9 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import redirect_stderr
+from dataclasses import replace
 from io import StringIO
 from itertools import islice
 from pathlib import Path
@@ -18,61 +20,83 @@ from typing import Any
 
 import torch
 
-from benchmarks.inputs import PLAIN, cached_photos, cached_squares, photo_recipe
+from benchmarks.inputs import PLAIN, cached_photos, cached_squares, photo_recipe, random_teacher
 from benchmarks.measure import Row, in_turn, row
+from pipeline.batches import ViewBatch
 from pipeline.cache.reader import TargetCache
+from pipeline.losses import LossSum, Sizes, resolve_tau
 from pipeline.online import live_targets
 from pipeline.recipe import Recipe, recipe_from
+from pipeline.rundir import RunDir
+from pipeline.schedule import Schedule
 from pipeline.shards import find_shards
-from pipeline.stage_two import Loading, open_setting, train
+from pipeline.stage_two import Loading, Setting, open_setting, train
+from pipeline.students import build_student
+from pipeline.train import TargetsSource, TeacherAnchors, train_students
+from pipeline.trainee import Trainee
 
 PHOTOS, PX, BATCH = 512, 96, 64
-CPU = torch.device("cpu")
-THREE = ("resnet10t", "mobilenetv3_small_050", "test_resnet")
+# Small enough for loading to be a third of a run; of images that lie at four times their side.
+THREE = ("test_resnet", "test_vit", "test_efficientnet")
 
 
 class Bench:
-    """A cache of photos by one teacher, and trainings of one epoch from it."""
+    """A cache of photos by one teacher, and trainings from it; the last epoch is what counts."""
 
-    def __init__(self, folder: Path, teacher: str | None, photos: int) -> None:
-        self._folder, self._count = folder, photos
-        self.cache, self.shards = cached_photos(folder, photos, PLAIN, teacher=teacher)
+    def __init__(
+        self,
+        folder: Path,
+        teacher: str | None,
+        photos: int,
+        *,
+        schedule: Schedule = PLAIN,
+        px: int = PX,
+        device: str = "cpu",
+        **training: Any,
+    ) -> None:
+        self._folder, self._px, self._training = folder, px, training
+        self._schedule, self._device = schedule, torch.device(device)
+        self.cache, shards = cached_photos(folder, photos, schedule, teacher=teacher)
+        self._shards = find_shards([str(shards)])
         self._teacher = teacher or f"local-dir:{folder / 'teacher' / 'model'}"
 
-    def recipe(self, model: str, px: int = PX) -> Recipe:
-        fields = photo_recipe(self._teacher, PLAIN, 1)
-        fields["student"] = {"model": model, "input_px": px}
+    def recipe(self, model: str) -> Recipe:
+        """Return the recipe of a training of this student."""
+        fields = photo_recipe(self._teacher, self._schedule, 1)
+        fields["training"] |= self._training
+        fields["student"] = {"model": model, "input_px": self._px}
         return recipe_from(fields, where="benchmark")
 
-    def seconds(self, *models: str, online: bool = False, workers: int = 1, px: int = PX) -> float:
-        """Return seconds per image of an epoch of these students from one stream."""
-        runs = {self._folder / "runs" / model: self.recipe(model, px) for model in models}
+    def seconds(self, *models: str, online: bool = False, workers: int = 1) -> float:
+        """Return seconds per image of training these students from one stream."""
+        runs = {self._folder / "runs" / model: self.recipe(model) for model in models}
         shutil.rmtree(self._folder / "runs", ignore_errors=True)
         lines = train(
             next(iter(runs.values())),
             [self.cache],
-            find_shards([str(self.shards)]),
+            self._shards,
             runs,
             resume=False,
-            device="cpu",
+            device=str(self._device),
             loading=Loading(workers=workers),
-            live=live_targets("cpu") if online else None,
+            live=live_targets(str(self._device)) if online else None,
         )
         line = next(iter(lines.values()))
         self.wait = float(line["data_wait_share"])
         return 1 / float(line["images_per_second"])
 
-    def setting(self, workers: int, px: int = PX) -> Any:
-        recipe = self.recipe("resnet18", px)
-        shards = find_shards([str(self.shards)])
+    def setting(self, workers: int) -> Setting:
+        """Return what a training of a ResNet-18 would read from."""
+        recipe = self.recipe("resnet18")
+        loading = Loading(workers=workers)
         return open_setting(
-            recipe, [self.cache], shards, [recipe], None, CPU, Loading(workers=workers)
+            recipe, [self.cache], self._shards, [recipe], None, self._device, loading
         )
 
     def loading(self, workers: int) -> float:
         """Return seconds per image of the loader alone."""
         source = self.setting(workers).source
-        batches = source.starting_at(0, 2 * source.steps_per_epoch)
+        batches = source.starting_at(0, max(12, 2 * source.steps_per_epoch))
         for _ in islice(batches, 2):
             pass
         began = perf_counter()
@@ -81,25 +105,9 @@ class Bench:
 
     def bare(self, model: str = "resnet18") -> float:
         """Return seconds per image of the same steps on one batch that is at hand."""
-        from pipeline.losses import LossSum, Sizes, resolve_tau
-        from pipeline.rundir import RunDir
-        from pipeline.students import build_student
-        from pipeline.train import TargetsSource, TeacherAnchors, train_students
-        from pipeline.trainee import Trainee
-
         recipe, setting = self.recipe(model), self.setting(0)
         cache = TargetCache.open(self.cache)
-        (batch,) = islice(setting.source.starting_at(0, 1), 1)
-
-        class AtHand:
-            steps_per_epoch = setting.source.steps_per_epoch
-            targets_before = setting.source.targets_before
-
-            def starting_at(self, step: int, stop: int) -> Any:
-                yield from (batch for _ in range(step, stop))
-
-        source: TargetsSource = AtHand()
-        student = build_student(recipe.student, dim=cache.dim, input_px=PX, seed=0)
+        student = build_student(recipe.student, dim=cache.dim, input_px=self._px, seed=0)
         losses = LossSum(
             resolve_tau(recipe.terms(), cache.logit_scale),
             Sizes(student.num_features, cache.dim, num_anchors=10, num_classes=0),
@@ -110,16 +118,34 @@ class Bench:
         shutil.rmtree(self._folder / "bare", ignore_errors=True)
         run = RunDir(self._folder / "bare")
         run.path.mkdir()
-        trainee = Trainee(run, student, losses, recipe.training, size=PX, device=CPU)
-        (line,) = train_students([trainee], source, [anchors], recipe.training, device=CPU)
+        trainee = Trainee(run, student, losses, recipe.training, size=self._px, device=self._device)
+        source = _AtHand(setting.source, self._device)
+        (line,) = train_students([trainee], source, [anchors], recipe.training, device=self._device)
         return 1 / float(line["images_per_second"])
+
+
+class _AtHand:
+    """One batch of a source, on the device, over and over."""
+
+    def __init__(self, source: TargetsSource, device: torch.device) -> None:
+        (batch,) = islice(source.starting_at(0, 1), 1)
+        self._batch = replace(
+            batch,
+            geometry={size: views.to(device) for size, views in batch.geometry.items()},
+            keys_GD=batch.keys_GD.to(device),
+        )
+        self.steps_per_epoch = source.steps_per_epoch
+        self.targets_before = source.targets_before
+
+    def starting_at(self, step: int, stop: int) -> Iterator[ViewBatch]:
+        yield from (self._batch for _ in range(step, stop))
 
 
 def rows() -> list[Row]:
     """Measure."""
     with TemporaryDirectory() as folder, redirect_stderr(StringIO()):
         found = _beside_bare_steps(Bench(Path(folder) / "tiny", None, PHOTOS))
-        teacher = vit_b_32(Path(folder) / "vit")
+        teacher = random_teacher(Path(folder) / "vit", "ViT-B-32")
         found += _beside_online(Bench(Path(folder) / "vit-cache", teacher, 256))
         return found + _memory(Path(folder))
 
@@ -203,39 +229,16 @@ def _forward(bench: Bench) -> float:
     return (perf_counter() - began) / BATCH
 
 
-def vit_b_32(folder: Path) -> str:
-    """Write ViT-B-32 with random weights as an open_clip folder; return its name for a recipe."""
-    import json
-
-    import open_clip
-    from safetensors.torch import save_file
-
-    torch.manual_seed(0)
-    model = open_clip.create_model("ViT-B-32")
-    folder.mkdir(parents=True)
-    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
-    preprocess = {
-        "size": 224,
-        "mode": "RGB",
-        "mean": [0.5, 0.5, 0.5],
-        "std": [0.5, 0.5, 0.5],
-        "interpolation": "bicubic",
-        "resize_mode": "shortest",
-        "fill_color": 0,
-    }
-    config = {"model_cfg": open_clip.get_model_config("ViT-B-32"), "preprocess_cfg": preprocess}
-    (folder / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
-    return f"local-dir:{folder}"
-
-
-_PEAK = """
-import resource, sys
+_PEAK = r"""
+import re, sys
+from pathlib import Path
 from pipeline.cli import main
 try:
     main(sys.argv[1:])
 except SystemExit as stop:
     assert not stop.code, stop.code
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+status = Path("/proc/self/status").read_text()  # getrusage would tell the parent's, if greater
+print(int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024)
 """
 
 

@@ -63,7 +63,13 @@ class ViewBatch:
     def pin_memory(self) -> "ViewBatch":
         """Return the batch in memory that a GPU copies from by itself."""
         geometry = {size: views.pin_memory() for size, views in self.geometry.items()}
-        return replace(self, geometry=geometry, keys_GD=self.keys_GD.pin_memory())
+        return replace(
+            self,
+            geometry=geometry,
+            keys_GD=self.keys_GD.pin_memory(),
+            others=tuple(target_BD.pin_memory() for target_BD in self.others),
+            labels_B=self.labels_B.pin_memory(),
+        )
 
 
 class TrainingBatches:

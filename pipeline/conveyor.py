@@ -24,6 +24,7 @@ from pipeline.renderpool import Renderers
 from pipeline.resident import renderers_in_use, resident_fingerprint, resident_teacher
 from pipeline.schedule import ViewParams
 from pipeline.teacher import Teacher
+from pipeline.transfers import Arriving, Bringing, page_locked
 from pipeline.unit import UnitJob, UnitReport
 
 _IDENTITY = np.array(ViewParams(), np.float32)
@@ -89,9 +90,15 @@ def _carry(
 ) -> Iterator[tuple[UnitJob, UnitReport | Exception]]:
     size = jobs[0].teacher.batch_size
     feeder = Feeder(jobs, renderers, ring, size, teacher)
-    device = Device(teacher, runtime.pick_device(jobs[0].device), renderers.slab, size, ring)
+    on = runtime.pick_device(jobs[0].device)
+    device = Device(teacher, on, renderers.slab, size, ring)
     publishing: deque[tuple[UnitJob, _Publishing]] = deque()
-    with ThreadPoolExecutor(1) as publisher, ThreadPoolExecutor(1) as keeper, feeder:
+    with (
+        page_locked(renderers.slab.views_R3SS, on),
+        ThreadPoolExecutor(1) as publisher,
+        ThreadPoolExecutor(1) as keeper,
+        feeder,
+    ):
         while (item := feeder.ready.get()) is not None:
             if isinstance(item, Exception):
                 raise item
@@ -164,14 +171,15 @@ class Embedded:
 
 
 class Device:
-    """Embeds batches; on a GPU, one is computed while the one before it is fetched."""
+    """Embeds batches; on a GPU, one is computed while the next is brought and the last fetched."""
 
     def __init__(
         self, teacher: Teacher, device: torch.device, slab: Slab, batch_size: int, ring: int
     ) -> None:
         self._teacher, self._device, self._slab = teacher, device, slab
         self._batch_size, self._ring = batch_size, ring
-        self._running: deque[tuple[Batch, np.ndarray, torch.Tensor]] = deque()
+        self._bring = Bringing(device)
+        self._running: deque[tuple[Batch, np.ndarray, Arriving]] = deque()
 
     def embed(self, batch: Batch) -> list[Embedded]:
         """Begin a batch; return those that are done."""
@@ -188,7 +196,7 @@ class Device:
                 vectors_BD = self._forward(views_B3SS, safe_BP)
             except Exception as error:  # whatever one unit meets is its own
                 batch.unit.error = error
-        self._running.append((batch, params_BP[: batch.asked], vectors_BD))
+        self._running.append((batch, params_BP[: batch.asked], Arriving(vectors_BD)))
         return self._fetch(keep=0 if self._device.type == "cpu" else 1)
 
     def finish(self) -> list[Embedded]:
@@ -198,7 +206,7 @@ class Device:
     def _forward(self, views_B3SS: torch.Tensor, params_BP: np.ndarray) -> torch.Tensor:
         """Return [B,D]; a device short of memory gets half as much at a time."""
         try:
-            views = views_B3SS.to(self._device, non_blocking=True)
+            views = self._bring(views_B3SS)
             return self._teacher.embed_images(apply_photometry(views, params_BP))
         except torch.OutOfMemoryError:
             half = len(views_B3SS) // 2
@@ -210,7 +218,6 @@ class Device:
     def _fetch(self, keep: int) -> list[Embedded]:
         done = []
         while len(self._running) > keep:
-            batch, params_BP, vectors_BD = self._running.popleft()
-            vectors = vectors_BD[: batch.asked].cpu().numpy()
-            done.append(Embedded(batch, params_BP, vectors))
+            batch, params_BP, vectors = self._running.popleft()
+            done.append(Embedded(batch, params_BP, vectors.wait()[: batch.asked].numpy()))
         return done

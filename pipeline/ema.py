@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class Ema:
@@ -25,11 +26,15 @@ class Ema:
         if self.warm_up:
             m = min(m, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
+        averages, values = [], []
         for name, value in model.state_dict().items():
             if value.dtype.is_floating_point:
-                self.state[name].lerp_(value, 1 - m)
+                averages.append(self.state[name])
+                values.append(value)
             else:
                 self.state[name].copy_(value)
+        # All at once, so that a GPU starts few kernels.
+        get_ema_multi_avg_fn(m)(averages, values, 0)  # type: ignore[no-untyped-call]
 
     def load(self, state: Mapping[str, Tensor], updates: int) -> None:
         """Go on from a saved average."""

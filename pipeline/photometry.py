@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.schedule import ViewParams
+from pipeline.transfers import sent
 
 # float32 holds every whole number up to 2**24; rounding a sum's four terms may add 383 to it.
 _EXACT = float((1 << 24) - 512)
@@ -40,20 +41,27 @@ def apply_photometry(views_B3HW: Tensor, params_BP: np.ndarray) -> Tensor:
     if due.size == 0:
         return views_B3HW
     result_B3HW = views_B3HW.clone(memory_format=torch.contiguous_format)
-    for rows in _steps(due, views_B3HW.device):
-        pixels = result_B3HW[rows].to(torch.float32)
+    for rows, places in _steps(due, views_B3HW.device):
+        pixels = result_B3HW[places].to(torch.float32)
         if recoloured_B[rows].any():
             pixels = _recolour(pixels, params_BP[rows])
         if sigma_B[rows].any():
             pixels = _blur(pixels, sigma_B[rows])
         # By way of int32: a conversion straight to uint8 is not vectorised on CPUs.
-        result_B3HW[rows] = pixels.to(torch.int32).to(torch.uint8)
+        result_B3HW[places] = pixels.to(torch.int32).to(torch.uint8)
     return result_B3HW
 
 
-def _steps(due: np.ndarray, device: torch.device) -> Sequence[slice | np.ndarray]:
-    """Split rows into steps: a CPU works from its cache, a view at a time; others all at once."""
-    return [slice(row, row + 1) for row in due] if device.type == "cpu" else [due]
+def _steps(
+    due: np.ndarray, device: torch.device
+) -> Sequence[tuple[slice | np.ndarray, slice | Tensor]]:
+    """Split rows into steps: a CPU works from its cache, a view at a time; others all at once.
+
+    Each step is given twice: for arrays, and for tensors on the device.
+    """
+    if device.type == "cpu":
+        return [(here, here) for here in (slice(row, row + 1) for row in due)]
+    return [(due, sent(due, device))]
 
 
 def _changes_colour(params_BP: np.ndarray) -> np.ndarray:
@@ -71,14 +79,14 @@ def _recolour(pixels_B3HW: Tensor, params_BP: np.ndarray) -> Tensor:
     reach_B = 255 * (np.abs(matrix_B33).sum(2).max(1) + np.abs(pivot_B)) + 0.5
     scale_B = np.exp2(np.floor(np.log2(_EXACT / reach_B)))
     fixed_B33 = np.rint(matrix_B33 * scale_B[:, None, None]).astype(np.float32)
-    m = torch.from_numpy(fixed_B33).to(device)[..., None, None]
-    offset_B = torch.from_numpy(scale_B).to(device) * 0.5  # a half, for rounding
+    m = sent(fixed_B33, device)[..., None, None]
+    offset_B = sent(scale_B, device) * 0.5  # a half, for rounding
     if pivot_B.any():
-        offset_B += torch.from_numpy(pivot_B * scale_B).to(device) * _mean_luma(pixels_B3HW)
+        offset_B += sent(pivot_B * scale_B, device) * _mean_luma(pixels_B3HW)
     mixed = m[:, :, 0] * pixels_B3HW[:, :1] + offset_B.round().float()[:, None, None, None]
     mixed.addcmul_(m[:, :, 1], pixels_B3HW[:, 1:2])
     mixed.addcmul_(m[:, :, 2], pixels_B3HW[:, 2:])
-    inverse = torch.from_numpy((1 / scale_B).astype(np.float32)).to(device)
+    inverse = sent((1 / scale_B).astype(np.float32), device)
     return mixed.mul_(inverse[:, None, None, None]).floor_().clamp_(0, 255)
 
 
@@ -105,14 +113,14 @@ def _colour_maps(params_BP: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _mean_luma(pixels_B3HW: Tensor) -> Tensor:
     """Return float64 [B]; sums of whole levels are exact, so that their order plays no part."""
     sums_B3 = pixels_B3HW.sum(3).sum(2, dtype=torch.float64)
-    weights = torch.tensor(_LUMA_PER_MILLE, dtype=torch.float64, device=pixels_B3HW.device)
+    weights = sent(np.array(_LUMA_PER_MILLE, np.float64), pixels_B3HW.device)
     return (sums_B3 * weights).sum(1) / (1000 * pixels_B3HW.shape[2] * pixels_B3HW.shape[3])
 
 
 def _blur(pixels_B3HW: Tensor, sigma_B: np.ndarray) -> Tensor:
     """Gaussian blur, one axis after the other, borders mirrored."""
     taps_BK = _taps(sigma_B * pixels_B3HW.shape[-1])
-    weights = torch.from_numpy(taps_BK).to(pixels_B3HW.device)
+    weights = sent(taps_BK, pixels_B3HW.device)
     rows = _convolve(pixels_B3HW, weights, dim=3, drop_bits=_TAP_BITS - _BETWEEN_BITS)
     return _convolve(rows, weights, dim=2, drop_bits=_TAP_BITS + _BETWEEN_BITS)
 

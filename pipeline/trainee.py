@@ -22,6 +22,7 @@ from pipeline.order import noise_seed
 from pipeline.ranks import ALONE, Ranks
 from pipeline.rundir import RunDir
 from pipeline.students import Student
+from pipeline.transfers import Arriving
 
 _log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ class Trainee:
         self.step = 0
         self.sums = Sums()
         self.lines: list[dict[str, Any]] = []
-        self._pending: tuple[Tensor, int] | None = None
+        self._pending: _Losses | None = None
         self._names: tuple[str, ...] = ()
         self._loss = math.nan
 
@@ -99,10 +100,9 @@ class Trainee:
     def take(self, views_B3SS: Tensor, targets: TargetBatch, rate: float) -> None:
         """Do one optimiser step on this rank's share of a batch.
 
-        Raises StudentError if the loss of the step before was not finite: it is looked at late, so
-        that a GPU need not wait for it.
+        Raises StudentError if the loss of the step before was not finite: it is looked at when this
+        step has been begun, so that a GPU need not wait.
         """
-        self.collect()
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.zero_grad(set_to_none=True)
@@ -114,8 +114,10 @@ class Trainee:
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self.ema.update(self.student)
-        self._pending = self._ranks.mean(values), len(targets.keys_GD)
+        before = self._pending
+        self._pending = _Losses(Arriving(self._ranks.mean(values)), len(targets.keys_GD), self.step)
         self.step += 1
+        self._look_at(before)
 
     def _backward(self, views_B3SS: Tensor, targets: TargetBatch) -> Tensor:
         """Add up the gradients of the batch's parts; return the loss and its terms' means."""
@@ -160,18 +162,20 @@ class Trainee:
 
         Raises StudentError if the loss is not finite, on all ranks alike.
         """
-        if self._pending is None:
+        before, self._pending = self._pending, None
+        self._look_at(before)
+
+    def _look_at(self, losses: "_Losses | None") -> None:
+        if losses is None:
             return
-        values, samples = self._pending
-        self._pending = None
-        loss, *means = values.tolist()
+        loss, *means = losses.arriving.wait().tolist()
         if not math.isfinite(loss):
             raise StudentError(
-                f"the loss is {loss} at step {self.step - 1}: lower training.learning_rate (or "
+                f"the loss is {loss} at step {losses.step}: lower training.learning_rate (or "
                 "raise tau); the last checkpoint is kept"
             )
         named = dict(zip(self._names, means, strict=True))
-        self.sums.add({"loss": loss} | named, samples)
+        self.sums.add({"loss": loss} | named, losses.samples)
         self._loss = float(loss)
 
     def end_epoch(self, epoch: int, rate: float, scores: Mapping[str, float]) -> None:
@@ -247,6 +251,15 @@ class Trainee:
                 saved["threads"],
                 torch.get_num_threads(),
             )
+
+
+@dataclass(frozen=True)
+class _Losses:
+    """A step's loss and its terms' means, maybe on their way from the device."""
+
+    arriving: Arriving
+    samples: int
+    step: int
 
 
 def _cut(targets: TargetBatch, here: slice) -> TargetBatch:

@@ -23,7 +23,8 @@ LEVELS = (
     {"losses.anchors", "losses.targets", "losses.relations", "losses.labels"},
     {"losses.terms"},
     {"losses.total"},
-    {"schedule", "shards", "runtime", "rundir", "teacher", "students", "losses", "ema"},
+    {"schedule", "shards", "runtime", "rundir", "teacher", "students", "losses", "ema"}
+    | {"transfers"},
     {"engine", "photometry", "decode", "order", "joint", "cache.layout", "cache.scratch"}
     | {"captions"},
     {"cache.arrays", "trainee"},

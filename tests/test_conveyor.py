@@ -12,14 +12,17 @@ import torch
 import zarr
 
 from pipeline.cache import layout
-from pipeline.conveyor import _carry, carry_units, embed_unit, embed_units
+from pipeline.conveyor import Device, _carry, carry_units, embed_unit, embed_units
 from pipeline.errors import ShardError, TeacherError
-from pipeline.rendering import RenderPlan, Request
+from pipeline.feeder import Batch
+from pipeline.rendering import RenderPlan, Request, Slab
 from pipeline.renderpool import RenderHere
-from pipeline.resident import stop_renderers
+from pipeline.resident import resident_fingerprint, resident_teacher, stop_renderers
 from pipeline.runtime import Meter
+from pipeline.schedule import ViewParams
 from pipeline.shards import find_shards
 from pipeline.teacher import OpenClipTeacher, load_teacher
+from pipeline.transfers import page_locked
 from pipeline.unit import UnitJob, UnitReport
 
 
@@ -100,11 +103,62 @@ def test_batches_of_any_size_reach_the_right_rows(
             found = np.asarray(zarr.open_group(job.cache / place, mode="r")[name])
             expected = np.asarray(zarr.open_group(sealed_cache / place, mode="r")[name])
             if name == "targets":
-                one, other = found.astype(np.float64), expected.astype(np.float64)
-                norms = np.linalg.norm(one, axis=-1) * np.linalg.norm(other, axis=-1)
-                assert ((one * other).sum(-1) / norms).min() > 1 - 1e-6
+                assert least_cosine(found, expected) > 1 - 1e-6
             else:
                 assert (found == expected).all(), name
+
+
+def least_cosine(found: np.ndarray, expected: np.ndarray) -> float:
+    one, other = found.astype(np.float64), expected.astype(np.float64)
+    norms = np.linalg.norm(one, axis=-1) * np.linalg.norm(other, axis=-1)
+    return float(((one * other).sum(-1) / norms).min())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_gpu_gives_a_cpus_targets(
+    jobs: list[UnitJob], sealed_cache: Path, precision: Any
+) -> None:
+    options = dataclasses.replace(jobs[0].teacher, precision=precision)
+    digest = layout.teacher_digest(resident_fingerprint(options, "cuda"))
+    outcomes(
+        [
+            dataclasses.replace(job, teacher=options, teacher_digest=digest, device="cuda")
+            for job in jobs
+        ]
+    )
+    for job in jobs:
+        places = [folder / "units" / job.unit.name for folder in (job.cache, sealed_cache)]
+        found, expected = (np.asarray(zarr.open_group(p, mode="r")["targets"]) for p in places)
+        assert least_cosine(found, expected) > 1 - (1e-4 if precision == "fp32" else 1e-2)
+
+
+@pytest.mark.gpu
+def test_batches_do_not_wait_for_the_gpu(jobs: list[UnitJob]) -> None:
+    """But for the vectors of the batch before, when the next one has been begun."""
+    size = jobs[0].teacher.batch_size
+    teacher = resident_teacher(jobs[0].teacher, "cuda")
+    slab = Slab(4 * size, teacher.preprocess.size)
+    slab.params_RP[:] = ViewParams(brightness=1.1, contrast=0.9, hue=0.1, blur_sigma=0.02)
+    device = Device(teacher, torch.device("cuda"), slab, size, 4 * size)
+
+    class Here:
+        error: Exception | None = None
+
+    unit: Any = Here()
+    with page_locked(slab.views_R3SS, torch.device("cuda")):
+        assert slab.views_R3SS.is_pinned()
+        for number in range(6):
+            torch.cuda.set_sync_debug_mode("error" if number > 1 else "default")
+            try:
+                done = device.embed(Batch(unit, number * size, size))
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+            assert len(done) == (number > 0)
+            assert unit.error is None
+        (last,) = device.finish()
+    assert last.vectors_BD.shape == (size, teacher.dim)
+    assert not slab.views_R3SS.is_pinned()
 
 
 def test_a_damaged_shard_ends_its_unit_alone(jobs: list[UnitJob], tmp_path: Path) -> None:
