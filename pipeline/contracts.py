@@ -65,9 +65,10 @@ class Features:
     """A frozen encoder's view of one split, in row order.
 
     features_NF: backbone features, float32. embedding_ND: teacher space, float32, normalised.
-    labels_N: class numbers, int64, -1 where unknown.
+    labels_N: class numbers, int64, -1 where unknown. rows_N: row numbers in the split, int64.
     """
 
     features_NF: "np.ndarray"
     embedding_ND: "np.ndarray"
     labels_N: "np.ndarray"
+    rows_N: "np.ndarray"

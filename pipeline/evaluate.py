@@ -1,18 +1,20 @@
 """Scores a finished run: frozen student and cached teacher under the same probes."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from pipeline.batches import eval_batches
-from pipeline.cache.reader import Anchors, TargetCache
+from pipeline.cache.reader import TargetCache
 from pipeline.contracts import Features
 from pipeline.errors import CacheError
 from pipeline.features import student_features, teacher_features
 from pipeline.probes import PROBES, ProbeOptions
+from pipeline.probes.contract import Result, Subject
 from pipeline.rundir import WEIGHTS, RunDir
 from pipeline.schedule import EVAL
 from pipeline.shards import Shard
@@ -43,20 +45,26 @@ def evaluate_run(
     """
     splits = {split: _open_eval(cache_path, split, generation) for split in ("train", "test")}
     _warn_of_shared_images(splits["train"], splits["test"])
-    anchors = splits["test"].anchors(zeroshot_set)
-    if not any(PROBES[name].learns for name in spec.run):
+    needed = frozenset().union(*(PROBES[name].needs for name in spec.run))
+    if "train" not in needed:
         del splits["train"]
-    scores = {"teacher": _probe({s: teacher_features(c) for s, c in splits.items()}, anchors, spec)}
+    context: dict[str, Any] = {"teacher": teacher_features(splits["test"])}
+    if "anchors" in needed:
+        context["anchors"] = splits["test"].anchors(zeroshot_set)
+    results = {"teacher": _probe(splits, teacher_features, context, spec)}
+
+    def features(cache: TargetCache) -> Features:
+        batches = eval_batches(cache, shards, input_px=input_px, workers=workers)
+        return student_features(student, batches, device)
+
     for name in WEIGHTS:
         load_weights(student, run.load_weights(name), where=run.path / WEIGHTS[name])
         student.to(device)
-        features = {
-            split: student_features(
-                student, eval_batches(cache, shards, input_px=input_px, workers=workers), device
-            )
-            for split, cache in splits.items()
-        }
-        scores[name] = _probe(features, anchors, spec)
+        results[name] = _probe(splits, features, context, spec)
+    scores = {
+        encoder: {name: found.scores for name, found in probes.items()}
+        for encoder, probes in results.items()
+    }
     scores["chance"] = _chance(splits["test"], spec)
     run.write_scores(scores)
     return scores
@@ -70,13 +78,15 @@ def _open_eval(path: Path, split: str, generation: int) -> TargetCache:
 
 
 def _probe(
-    features: Mapping[str, Features], anchors: Anchors, spec: ProbeOptions
-) -> dict[str, dict[str, float]]:
-    train = features.get("train", features["test"])  # absent if no probe looks at it
-    return {
-        name: PROBES[name].run(train, features["test"], anchors, getattr(spec, name))
-        for name in spec.run
-    }
+    splits: Mapping[str, TargetCache],
+    features: Callable[[TargetCache], Features],
+    context: Mapping[str, Any],
+    spec: ProbeOptions,
+) -> dict[str, Result]:
+    """Run the probes over one encoder's features of each split."""
+    parts: dict[str, Any] = {split: features(cache) for split, cache in splits.items()}
+    subject = Subject(**parts, **context)
+    return {name: PROBES[name].run(subject, getattr(spec, name)) for name in spec.run}
 
 
 def _warn_of_shared_images(train: TargetCache, test: TargetCache) -> None:
@@ -93,4 +103,4 @@ def _chance(test: TargetCache, spec: ProbeOptions) -> dict[str, dict[str, float]
     labels_N = test.column("label")[np.flatnonzero(test.column("valid"))]
     known = labels_N[labels_N >= 0]
     share = float(np.bincount(known).max() / len(known))
-    return {name: {PROBES[name].headline: share} for name in spec.run}
+    return {name: {PROBES[name].headline: share} for name in spec.run if PROBES[name].by_chance}

@@ -20,6 +20,7 @@ from pipeline.errors import CacheError, ProbeError
 from pipeline.labels import foreign, own_set
 from pipeline.options import flatten
 from pipeline.probes import zeroshot
+from pipeline.probes.contract import Subject
 from pipeline.schedule import EVAL
 
 Published = dict[tuple[str, str], list[tuple[layout.UnitId, Attributes]]]  # by split, shard
@@ -216,8 +217,9 @@ def _zeroshot(
             # Without labels, or for a set of several anchors a class, there is nothing to tell.
             with contextlib.suppress(ProbeError):
                 if isinstance(item, Anchors):
-                    found = zeroshot.run(features, features, item, zeroshot.ZeroshotOptions())
-                    scores.setdefault(split, {})[name] = found["top1"]
+                    subject = Subject(test=features, anchors=item)
+                    found = zeroshot.run(subject, zeroshot.ZeroshotOptions())
+                    scores.setdefault(split, {})[name] = found.scores["top1"]
     return scores
 
 
@@ -247,7 +249,8 @@ def _features(
             labels.append(stored.read("samples")[valid_n, layout.SAMPLE_COLUMNS.index("label")])
             parts.append(targets_BD)
     embedding_ND = np.concatenate(parts)
-    return Features(embedding_ND, embedding_ND, np.concatenate(labels))
+    rows_N = np.arange(len(embedding_ND))  # among the valid rows of whole units
+    return Features(embedding_ND, embedding_ND, np.concatenate(labels), rows_N)
 
 
 def _read_anchors(cache: Path, name: str) -> Anchors | CacheError:

@@ -1,32 +1,16 @@
-"""Evaluations of frozen features: run(train, test, anchors, options) -> scores."""
+"""Evaluations of frozen features: run(subject, options) -> result."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
 
-from pipeline.cache.reader import Anchors
-from pipeline.contracts import Features
 from pipeline.options import options
 from pipeline.probes import linear, zeroshot
+from pipeline.probes.contract import Probe
 from pipeline.probes.linear import LinearOptions
 from pipeline.probes.zeroshot import ZeroshotOptions
 
-
-@dataclass(frozen=True)
-class Probe:
-    """One evaluation; `headline` is the score of it that tables show and chance is told for.
-
-    learns: whether it looks at the train features.
-    """
-
-    run: Callable[[Features, Features, Anchors, Any], dict[str, float]]
-    headline: str
-    learns: bool = True
-
-
 PROBES: Mapping[str, Probe] = {
-    "linear": Probe(linear.run, "accuracy"),
-    "zeroshot": Probe(zeroshot.run, "top1", learns=False),
+    "linear": Probe(linear.run, "accuracy", frozenset({"train"})),
+    "zeroshot": Probe(zeroshot.run, "top1", frozenset({"anchors"})),
 }
 
 
@@ -34,7 +18,7 @@ PROBES: Mapping[str, Probe] = {
 class ProbeOptions:
     """Which probes a recipe runs, and how."""
 
-    run: tuple[str, ...] = tuple(PROBES)
+    run: tuple[str, ...] = ("linear", "zeroshot")
     linear: LinearOptions = LinearOptions()
     zeroshot: ZeroshotOptions = ZeroshotOptions()
 

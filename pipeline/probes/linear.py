@@ -8,10 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pipeline.cache.reader import Anchors
-from pipeline.contracts import Features
 from pipeline.errors import ProbeError
 from pipeline.options import options
+from pipeline.probes.contract import Result, Subject
 
 
 @options
@@ -33,18 +32,19 @@ class LinearOptions:
             raise ValueError(f"max_iter is at least 1, not {self.max_iter}")
 
 
-def run(train: Features, test: Features, anchors: Anchors, spec: LinearOptions) -> dict[str, float]:
+def run(subject: Subject, spec: LinearOptions) -> Result:
     """Fit on train, score on test: accuracy of backbone features, and of the embedding beside it.
 
-    Returns accuracy, embedding_accuracy (shares of the labelled test rows), C, iterations,
+    Scores: accuracy, embedding_accuracy (shares of the labelled test rows), C, iterations,
     objective (what was minimised) and converged (1 or 0) of the backbone's fit. Raises ProbeError
     without labels or classes to tell apart, or for features that are not finite.
     """
+    train, test = subject.need("train"), subject.test
     scores = _fit(train.features_NF, train.labels_N, test.features_NF, test.labels_N, spec)
     if train.features_NF is train.embedding_ND:  # a teacher, known by its embedding alone
-        return {**scores, "embedding_accuracy": scores["accuracy"]}
+        return Result({**scores, "embedding_accuracy": scores["accuracy"]})
     other = _fit(train.embedding_ND, train.labels_N, test.embedding_ND, test.labels_N, spec)
-    return {**scores, "embedding_accuracy": other["accuracy"]}
+    return Result({**scores, "embedding_accuracy": other["accuracy"]})
 
 
 def _fit(

@@ -5,10 +5,9 @@ Shape letters: N rows, A anchors (one per class), D teacher dimension.
 
 import numpy as np
 
-from pipeline.cache.reader import Anchors
-from pipeline.contracts import Features
 from pipeline.errors import ProbeError
 from pipeline.options import options
+from pipeline.probes.contract import Result, Subject
 
 
 @options
@@ -16,15 +15,14 @@ class ZeroshotOptions:
     """Nothing to set: the prompt set is the recipe's `prompts.zeroshot`."""
 
 
-def run(
-    train: Features, test: Features, anchors: Anchors, spec: ZeroshotOptions
-) -> dict[str, float]:
+def run(subject: Subject, spec: ZeroshotOptions) -> Result:
     """Classify the test rows by cosine to the anchors.
 
-    Returns top1, top5 (with more than 5 classes) and mean_per_class, shares of the labelled rows.
+    Scores: top1, top5 (with more than 5 classes) and mean_per_class, shares of the labelled rows.
     Raises ProbeError without labels, for labels that the prompt set does not have, or for anchors
     of another dimension.
     """
+    test, anchors = subject.test, subject.need("anchors")
     known = test.labels_N >= 0
     labels_N, embedding_ND = test.labels_N[known], test.embedding_ND[known].astype(np.float32)
     num_classes = len(anchors.class_names)
@@ -60,4 +58,4 @@ def run(
     }
     if num_classes > 5:
         scores["top5"] = float((ranked_NA[:, :5] == labels_N[:, None]).any(axis=1).mean())
-    return scores
+    return Result(scores)

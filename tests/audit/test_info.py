@@ -12,6 +12,7 @@ from pipeline.cache.reader import TargetCache, read_anchors
 from pipeline.errors import CacheError
 from pipeline.features import teacher_features
 from pipeline.probes import zeroshot
+from pipeline.probes.contract import Subject
 from pipeline.shards import write_shards
 from tests.audit.damage import chunk, flip
 from tests.inputs import build, labelled_samples
@@ -51,7 +52,8 @@ def test_the_teachers_zero_shot_is_the_probes_own_score(sealed_cache: Path) -> N
     features = teacher_features(TargetCache.open(sealed_cache, "test", "eval"))
     for name in ("shapes-plain", "shapes-context"):
         anchors = read_anchors(sealed_cache, name)
-        wanted = zeroshot.run(features, features, anchors, zeroshot.ZeroshotOptions())["top1"]
+        subject = Subject(test=features, anchors=anchors)
+        wanted = zeroshot.run(subject, zeroshot.ZeroshotOptions()).scores["top1"]
         assert cache_info(sealed_cache).zeroshot["test"][name] == wanted
         cosine = features.embedding_ND @ anchors.embeddings_AD.T
         assert wanted == np.mean(cosine.argmax(axis=1) == features.labels_N)

@@ -14,6 +14,7 @@ import torch
 from pipeline.contracts import Features
 from pipeline.errors import ProbeError
 from pipeline.probes import PROBES, ProbeOptions
+from pipeline.probes.contract import Subject
 from pipeline.rundir import RunDir
 from tests.faults.commands import beamclip
 from tests.runs import said_elsewhere, small_recipe, train
@@ -90,7 +91,7 @@ def features(labels: list[int], *, bad: float | None = None) -> Features:
     found = generator.normal(size=(len(labels), 16)).astype(np.float32)
     if bad is not None:
         found[0, 0] = bad
-    return Features(found, found, np.array(labels))
+    return Features(found, found, np.array(labels), np.arange(len(labels)))
 
 
 @pytest.mark.parametrize("name", PROBES)
@@ -104,21 +105,18 @@ def test_features_that_are_no_numbers_are_an_error_of_every_probe(
     good, broken = features([0, 1, 2] * 5), features([0, 1, 2] * 5, bad=bad)
     options = getattr(ProbeOptions(), name)
     with pytest.raises(ProbeError, match="NaN or Inf"):
-        PROBES[name].run(broken, broken, anchors, options)
+        PROBES[name].run(Subject(test=broken, train=broken, anchors=anchors), options)
     with pytest.raises(ProbeError, match="NaN or Inf"):
-        PROBES[name].run(good, broken, anchors, options)
+        PROBES[name].run(Subject(test=broken, train=good, anchors=anchors), options)
 
 
 @pytest.mark.parametrize(("train_labels", "message"), [([1] * 9, "class"), ([-1] * 9, "label")])
 def test_a_linear_probe_of_one_class_or_none_is_an_error(
-    train_labels: list[int], message: str, sealed_cache: Path
+    train_labels: list[int], message: str
 ) -> None:
-    from pipeline.cache.reader import TargetCache
-
-    anchors = TargetCache.open(sealed_cache).anchors("shapes-plain")
     with pytest.raises(ProbeError, match=message):
         PROBES["linear"].run(
-            features(train_labels), features([0, 1, 2]), anchors, ProbeOptions().linear
+            Subject(test=features([0, 1, 2]), train=features(train_labels)), ProbeOptions().linear
         )
 
 

@@ -7,15 +7,12 @@ import pytest
 from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 
-from pipeline.cache.reader import Anchors
 from pipeline.contracts import Features
 from pipeline.errors import ProbeError
+from pipeline.probes.contract import Subject
 from pipeline.probes.linear import LinearOptions, run
 
 N, F, D = 90, 12, 8
-NO_ANCHORS = Anchors(
-    "none", np.empty((0, D), np.float32), (), (), (), np.empty((0, 0), np.int32), ""
-)
 
 
 def features(seed: int, count: int = N, classes: int = 3, scale: float = 1.0) -> Features:
@@ -29,15 +26,21 @@ def features(seed: int, count: int = N, classes: int = 3, scale: float = 1.0) ->
         (scale * features_NF).astype(np.float32),
         (embedding_ND / np.linalg.norm(embedding_ND, axis=1, keepdims=True)).astype(np.float32),
         labels_N.astype(np.int64),
+        np.arange(count),
     )
 
 
+def at(given: Features, rows: np.ndarray) -> Features:
+    """Return some of the rows."""
+    return Features(*(value[rows] for value in vars(given).values()))
+
+
 def relabelled(given: Features, labels_N: np.ndarray) -> Features:
-    return Features(given.features_NF, given.embedding_ND, labels_N)
+    return Features(given.features_NF, given.embedding_ND, labels_N, given.rows_N)
 
 
 def probe(train: Features, test: Features, **options: Any) -> dict[str, float]:
-    return run(train, test, NO_ANCHORS, LinearOptions(**options))
+    return run(Subject(test=test, train=train), LinearOptions(**options)).scores
 
 
 def plain_fit(
@@ -84,7 +87,8 @@ def test_scores_the_embedding_beside_the_features() -> None:
 
 def test_a_teacher_known_by_its_embedding_alone_is_fitted_once() -> None:
     train, test = (
-        Features(f.embedding_ND, f.embedding_ND, f.labels_N) for f in (features(0), features(1))
+        Features(f.embedding_ND, f.embedding_ND, f.labels_N, f.rows_N)
+        for f in (features(0), features(1))
     )
     scores = probe(train, test)
     assert scores["accuracy"] == scores["embedding_accuracy"]
@@ -120,7 +124,9 @@ def test_rows_without_a_label_are_left_out() -> None:
     holes = np.arange(N) % 7 == 0
     holed = [relabelled(f, np.where(holes, -1, f.labels_N)) for f in (train, test)]
     kept = [
-        Features(f.features_NF[~holes], f.embedding_ND[~holes], f.labels_N[~holes])
+        Features(
+            f.features_NF[~holes], f.embedding_ND[~holes], f.labels_N[~holes], f.rows_N[~holes]
+        )
         for f in (train, test)
     ]
     assert probe(*holed) == probe(*kept)

@@ -11,6 +11,7 @@ from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 from pipeline.cache.reader import Anchors, read_anchors
 from pipeline.contracts import Features
 from pipeline.errors import ProbeError
+from pipeline.probes.contract import Subject
 from pipeline.probes.zeroshot import ZeroshotOptions, run
 
 D = 16
@@ -29,12 +30,12 @@ def anchors(embeddings_AD: np.ndarray) -> Anchors:
 
 
 def features(embedding_ND: np.ndarray, labels_N: np.ndarray) -> Features:
-    return Features(embedding_ND, embedding_ND, labels_N)
+    return Features(embedding_ND, embedding_ND, labels_N, np.arange(len(labels_N)))
 
 
 def probe(embedding_ND: np.ndarray, labels_N: np.ndarray, given: Anchors) -> dict[str, float]:
-    nothing = features(np.empty((0, D), np.float32), np.empty(0, np.int64))
-    return run(nothing, features(embedding_ND, labels_N), given, ZeroshotOptions())
+    subject = Subject(test=features(embedding_ND, labels_N), anchors=given)
+    return run(subject, ZeroshotOptions()).scores
 
 
 def noisy(classes: int, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -119,7 +120,7 @@ def test_the_train_rows_play_no_part() -> None:
     anchors_AD, embedding_ND, labels_N = noisy(6, 60)
     test, given = features(embedding_ND, labels_N), anchors(anchors_AD)
     trains = [features(rows(5, seed), np.full(5, 99)) for seed in (1, 2)]
-    one, other = (run(train, test, given, ZeroshotOptions()) for train in trains)
+    one, other = (run(Subject(test, train, anchors=given), ZeroshotOptions()) for train in trains)
     assert one == other
 
 
