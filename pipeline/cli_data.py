@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from pipeline.cli_options import PATH, emit, json_option
-from pipeline.datasets.known import DATASETS, Known
 
 if TYPE_CHECKING:
+    from pipeline.datasets.known import Known
     from pipeline.datasets.publish import Written
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -26,7 +26,20 @@ def _per_shard(default: int) -> Callable[[_Command], _Command]:
     return click.option("--per-shard", default=default, show_default=True, type=kind)
 
 
-@click.group()
+class _Datasets(click.Group):
+    """Makes the commands of known datasets when they are asked for: their rooms are many."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        _add_known(self)
+        return super().list_commands(ctx)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.commands:
+            _add_known(self)
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=_Datasets)
 def data() -> None:
     """Write datasets as WebDataset shards."""
 
@@ -49,7 +62,14 @@ def data_folder(
     _print(write_dataset(dataset, out, per_shard=per_shard, max_px=max_px), out, as_json)
 
 
-def _add(name: str, known: Known) -> None:
+def _add_known(group: click.Group) -> None:
+    from pipeline.datasets.known import DATASETS
+
+    for name in DATASETS.keys() - group.commands.keys():
+        _add(name, DATASETS[name])
+
+
+def _add(name: str, known: "Known") -> None:
     """Make the command of a known dataset."""
 
     def command(
@@ -105,7 +125,3 @@ def _print(written: "Written", out: Path, as_json: bool) -> None:
     lines = [f"{len(written.shards)} shards in {out}: {counts}"]
     lines += [f"  left out: {count:,} ({reason})" for reason, count in written.left_out.items()]
     emit(result, as_json, lambda _: "\n".join(lines))
-
-
-for _name, _known in DATASETS.items():
-    _add(_name, _known)
