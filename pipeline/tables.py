@@ -14,12 +14,21 @@ _COLUMNS = {
     ("zeroshot", "top1"): "zero-shot",
     ("linear", "accuracy"): "linear",
     ("linear", "embedding_accuracy"): "linear, embedding",
+    ("knn", "accuracy"): "k-NN",
+    ("retrieval", "image_to_text_r1"): "image-text R@1",
+    ("retrieval", "text_to_image_r1"): "text-image R@1",
+    ("retrieval", "class_p5"): "class P@5",
+    ("agreement", "agreement"): "agreement",
 }
 
 
 def score_table(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     """Return one line per encoder and one column per headline score, shares of the test rows."""
-    columns = [c for c in _COLUMNS if any(c[0] in probes for probes in scores.values())]
+    columns = [
+        (probe, score)
+        for probe, score in _COLUMNS
+        if any(score in probes.get(probe, {}) for probes in scores.values())
+    ]
     titles = [_COLUMNS[column] for column in columns]
     lines = [" " * 14 + "".join(title.rjust(len(title) + 3) for title in titles)]
     for row in (name for name in _ROWS if name in scores):

@@ -53,6 +53,24 @@ def test_an_encoder_that_was_not_scored_has_no_row() -> None:
     assert [row[0] for row in rows[1:]] == ["student"]
 
 
+def test_a_score_that_no_encoder_has_has_no_column() -> None:
+    """Retrieval has captions, class prompts, or both."""
+    classes = {"teacher": {"retrieval": {"class_p5": 0.5}}}
+    assert cells(score_table(classes)) == [["class", "P@5"], ["teacher", "0.5000"]]
+    captions = {"image_to_text_r1": 0.25, "text_to_image_r1": 0.125}
+    scores = {"teacher": {"retrieval": captions}, "chance": {}}
+    assert cells(score_table(scores)) == [
+        ["image-text", "R@1", "text-image", "R@1"],
+        ["teacher", "0.2500", "0.1250"],
+        ["chance", "-", "-"],
+    ]
+
+
+def test_neighbours_and_agreement_stand_under_their_titles() -> None:
+    scores = {"student": {"knn": {"accuracy": 0.75}, "agreement": {"agreement": 0.5}}}
+    assert cells(score_table(scores)) == [["k-NN", "agreement"], ["student", "0.7500", "0.5000"]]
+
+
 def test_every_probes_headline_has_a_column() -> None:
     scores = {"student": {name: {probe.headline: 0.5} for name, probe in PROBES.items()}}
     assert cells(score_table(scores))[1].count("0.5000") == len(PROBES)

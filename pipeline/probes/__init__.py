@@ -3,14 +3,23 @@
 from collections.abc import Mapping
 
 from pipeline.options import options
-from pipeline.probes import linear, zeroshot
+from pipeline.probes import agreement, knn, linear, retrieval, zeroshot
+from pipeline.probes.agreement import AgreementOptions
 from pipeline.probes.contract import Probe
+from pipeline.probes.knn import KnnOptions
 from pipeline.probes.linear import LinearOptions
+from pipeline.probes.retrieval import RetrievalOptions
 from pipeline.probes.zeroshot import ZeroshotOptions
 
 PROBES: Mapping[str, Probe] = {
     "linear": Probe(linear.run, "accuracy", frozenset({"train"})),
     "zeroshot": Probe(zeroshot.run, "top1", frozenset({"anchors"})),
+    "knn": Probe(knn.run, "accuracy", frozenset({"train"})),
+    # Captions are scored where there are any; class prompts are there for every run.
+    "retrieval": Probe(retrieval.run, "class_p5", frozenset({"anchors"}), by_chance=False),
+    "agreement": Probe(
+        agreement.run, "agreement", frozenset({"teacher", "anchors"}), by_chance=False
+    ),
 }
 
 
@@ -21,6 +30,9 @@ class ProbeOptions:
     run: tuple[str, ...] = ("linear", "zeroshot")
     linear: LinearOptions = LinearOptions()
     zeroshot: ZeroshotOptions = ZeroshotOptions()
+    knn: KnnOptions = KnnOptions()
+    retrieval: RetrievalOptions = RetrievalOptions()
+    agreement: AgreementOptions = AgreementOptions()
 
     def __post_init__(self) -> None:
         if not self.run:

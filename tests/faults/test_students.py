@@ -104,10 +104,10 @@ def test_features_that_are_no_numbers_are_an_error_of_every_probe(
     anchors = TargetCache.open(sealed_cache).anchors("shapes-plain")
     good, broken = features([0, 1, 2] * 5), features([0, 1, 2] * 5, bad=bad)
     options = getattr(ProbeOptions(), name)
-    with pytest.raises(ProbeError, match="NaN or Inf"):
-        PROBES[name].run(Subject(test=broken, train=broken, anchors=anchors), options)
-    with pytest.raises(ProbeError, match="NaN or Inf"):
-        PROBES[name].run(Subject(test=broken, train=good, anchors=anchors), options)
+    for fitted in (good, broken):
+        subject = Subject(test=broken, train=fitted, anchors=anchors, teacher=good)
+        with pytest.raises(ProbeError, match="NaN or Inf"):
+            PROBES[name].run(subject, options)
 
 
 @pytest.mark.parametrize(("train_labels", "message"), [([1] * 9, "class"), ([-1] * 9, "label")])

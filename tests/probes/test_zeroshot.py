@@ -1,41 +1,36 @@
 """Zero-shot is the nearest class text by cosine, with the field's own scores."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
 import pytest
 import torch
-from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
+from sklearn.metrics import (
+    balanced_accuracy_score,
+    confusion_matrix,
+    recall_score,
+    top_k_accuracy_score,
+)
 
 from pipeline.cache.reader import Anchors, read_anchors
-from pipeline.contracts import Features
 from pipeline.errors import ProbeError
+from pipeline.probes import nearness
 from pipeline.probes.contract import Subject
 from pipeline.probes.zeroshot import ZeroshotOptions, run
-
-D = 16
-
-
-def rows(count: int, seed: int) -> np.ndarray:
-    values = np.random.default_rng(seed).normal(size=(count, D))
-    return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
-
-
-def anchors(embeddings_AD: np.ndarray) -> Anchors:
-    names = tuple(f"class {i}" for i in range(len(embeddings_AD)))
-    texts = tuple((name,) for name in names)
-    counts = np.ones((len(names), 1), np.int32)
-    return Anchors("own", embeddings_AD, names, texts, ("{label}",), counts, "")
-
-
-def features(embedding_ND: np.ndarray, labels_N: np.ndarray) -> Features:
-    return Features(embedding_ND, embedding_ND, labels_N, np.arange(len(labels_N)))
+from tests.probes.samples import D, anchors, features, rows
 
 
 def probe(embedding_ND: np.ndarray, labels_N: np.ndarray, given: Anchors) -> dict[str, float]:
     subject = Subject(test=features(embedding_ND, labels_N), anchors=given)
     return run(subject, ZeroshotOptions()).scores
+
+
+def detailed(embedding_ND: np.ndarray, labels_N: np.ndarray, given: Anchors) -> dict[str, Any]:
+    subject = Subject(test=features(embedding_ND, labels_N), anchors=given)
+    return run(subject, ZeroshotOptions()).details
 
 
 def noisy(classes: int, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -148,6 +143,50 @@ def test_cached_anchors_are_open_clips_zero_shot_classifier(
     logits_NA = 100.0 * torch.from_numpy(embedding_ND) @ weights_DA
     scores = probe(embedding_ND, logits_NA.argmax(dim=1).numpy(), cached)
     assert scores["top1"] == scores["mean_per_class"] == 1
+
+
+class TestDetails:
+    def test_confusion_and_classes_are_scikit_learns(self) -> None:
+        anchors_AD, embedding_ND, labels_N = noisy(8, 300)
+        predicted_N = (embedding_ND @ anchors_AD.T).argmax(axis=1)
+        details = detailed(embedding_ND, labels_N, anchors(anchors_AD))
+        expected_AA = confusion_matrix(labels_N, predicted_N, labels=np.arange(8))
+        found_AA = np.zeros((8, 8), int)
+        for true, predicted, count in details["confusion"]:
+            assert count > 0
+            found_AA[true, predicted] = count
+        np.testing.assert_array_equal(found_AA, expected_AA)
+        recall_A = recall_score(labels_N, predicted_N, average=None, labels=np.arange(8))
+        assert details["class_names"] == [f"class {i}" for i in range(8)]
+        wrong_AA = expected_AA - np.diag(np.diag(expected_AA))
+        assert details["per_class"] == [
+            {
+                "label": label,
+                "name": f"class {label}",
+                "images": int(expected_AA[label].sum()),
+                "recall": pytest.approx(recall_A[label]),
+                "most_confused_with": int(wrong_AA[label].argmax()),
+            }
+            for label in range(8)
+        ]
+
+    def test_where_there_is_nothing_to_say(self) -> None:
+        anchors_AD = rows(4, seed=0)
+        details = detailed(anchors_AD[[0, 0, 2, 3]], np.array([0, 0, 1, 1]), anchors(anchors_AD))
+        found = [(c["images"], c["recall"], c["most_confused_with"]) for c in details["per_class"]]
+        assert found == [(2, 1.0, None), (2, 0.0, 2), (0, None, None), (0, None, None)]
+
+    def test_they_are_plain_json_without_a_line_per_row(self) -> None:
+        anchors_AD, embedding_ND, labels_N = noisy(5, 4000)
+        text = json.dumps(detailed(embedding_ND, labels_N, anchors(anchors_AD)), allow_nan=False)
+        assert len(text) < 4000
+
+
+def test_many_blocks_are_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    anchors_AD, embedding_ND, labels_N = noisy(9, 300)
+    whole = detailed(embedding_ND, labels_N, anchors(anchors_AD))
+    monkeypatch.setattr(nearness, "BLOCK_BYTES", 7 * 9 * 4)
+    assert detailed(embedding_ND, labels_N, anchors(anchors_AD)) == whole
 
 
 class TestRefusals:
