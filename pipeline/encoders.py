@@ -26,7 +26,6 @@ from pipeline.students import (
     STUDENTS,
     TIMM,
     Stem,
-    Student,
     StudentOptions,
     build_student,
     init_student,
@@ -171,7 +170,8 @@ def _plain(model: str, init: str, plain: PlainOptions, device: torch.device) -> 
     student = build_student(spec, dim=1, input_px=size, seed=0)
     init_student(student, spec, input_px=size)
     student.to(device).eval()
-    view = _timm_view(student, model, size, whole=plain.input_px is not None)
+    own = getattr(student.backbone, "default_cfg", None) or {}
+    view = timm_view(own, model, size, whole=plain.input_px is not None)
 
     def encode(views_B3SS: Tensor) -> tuple[Tensor, Tensor]:
         features_BF = student.features(views_B3SS.to(device))
@@ -188,23 +188,23 @@ def _own_px(model: str) -> int:
     return _ALIAS_PX if config is None else int(config.input_size[-1])
 
 
-def _timm_view(student: Student, model: str, size: int, *, whole: bool) -> EvalView:
-    """Return timm's own evaluation transform as a view; raises StudentError for what is not one."""
+def timm_view(own: Mapping[str, Any], model: str, size: int, *, whole: bool = False) -> EvalView:
+    """Return timm's own evaluation transform as a view; raises StudentError for what is not one.
+
+    own: timm's configuration of the model. size: side of its input. whole: cut no margin.
+    """
     from timm.data import resolve_data_config
 
-    own = dict(getattr(student.backbone, "default_cfg", None) or {})
-    config = resolve_data_config({}, pretrained_cfg=own)
-    if config["crop_mode"] not in ("center", "squash") or config["interpolation"] not in (
-        "bicubic",
-        "bilinear",
-    ):
+    config = resolve_data_config({}, pretrained_cfg=dict(own))
+    mode, interpolation = config["crop_mode"], config["interpolation"]
+    if mode not in ("center", "squash") or interpolation not in ("bicubic", "bilinear"):
         raise StudentError(
             f"{model}: expected timm's crop_mode center or squash, bicubic or bilinear; found "
-            f"{config['crop_mode']}, {config['interpolation']}"
+            f"{mode}, {interpolation}"
         )
     schedule = EvalSchedule(
-        resize_mode="squash" if config["crop_mode"] == "squash" else "shortest",
-        interpolation="bilinear" if config["interpolation"] == "bilinear" else "bicubic",
+        resize_mode="squash" if mode == "squash" else "shortest",
+        interpolation="bilinear" if interpolation == "bilinear" else "bicubic",
     )
     resized_px = size if whole else math.floor(size / config["crop_pct"])
     return EvalView(size, schedule, DecodePolicy(), resized_px)

@@ -1,6 +1,6 @@
 """Scores frozen encoders on labelled shards of any dataset: no cache, no teacher, none needed."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -91,13 +91,13 @@ def probe_encoders(
     asked: whether the probes were asked for by name, so that none is left out for what it lacks.
     keep: a folder for features; None keeps none. Raises ProbeError, and what `open_encoder` does.
     """
-    splits = _read("the shards", shards, spec, tell)
     scoring = Scoring(spec, asked, FeatureStore(keep), runtime.pick_device(device), workers)
+    encoders = {name: open_encoder(name, plain, scoring.device) for name in names}
     if texts.cache is not None and texts.zeroshot is None:
         own = own_set(texts.cache, read_manifest(texts.cache))
         texts = replace(texts, zeroshot=own.name if own else None)
-    opened = ((name, open_encoder(name, plain, scoring.device)) for name in names)
-    results, labels_N = _scored(opened, splits, texts, scoring)
+    splits = _read("the shards", shards, spec, tell)
+    results, labels_N = _scored(encoders, splits, texts, scoring)
     return as_scores(results, labels_N, spec), as_details(results)
 
 
@@ -131,7 +131,7 @@ def probe_on(
     for dataset, found in shards.items():
         splits = _read(dataset, found, spec, tell)
         texts = _texts_for(dataset, cache, zeroshot, recipe.prompts.zeroshot)
-        results, labels_N = _scored(encoders.items(), splits, texts, scoring)
+        results, labels_N = _scored(encoders, splits, texts, scoring)
         scores[dataset] = as_scores(results, labels_N, spec)
         run.write_transfer(dataset, scores[dataset], as_details(results))
     return scores
@@ -158,12 +158,12 @@ def _read(dataset: str, shards: Sequence[Shard], spec: ProbeOptions, tell: Tell)
 
 
 def _scored(
-    encoders: Iterable[tuple[str, Encoder]], splits: Splits, texts: Texts, scoring: Scoring
+    encoders: Mapping[str, Encoder], splits: Splits, texts: Texts, scoring: Scoring
 ) -> tuple[Results, np.ndarray]:
     """Return results by encoder, and the labels of the test rows that were scored."""
     results: Results = {}
     labels_N = np.empty(0, np.int64)
-    for name, encoder in encoders:
+    for name, encoder in encoders.items():
         own = _Features(encoder, scoring)
         spec, context = _context(name, encoder, splits, texts, scoring)
         if (teacher := context.get("teacher")) is not None:
