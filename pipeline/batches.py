@@ -8,6 +8,7 @@ side in pixels, D teacher dimension.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from pipeline.shardfiles import ShardFiles
 from pipeline.shards import Shard
 from pipeline.targets import OtherTeacher, Targets, UnitTargets, all_valid
 
+T = TypeVar("T")
 _CPU = torch.device("cpu")
 _AHEAD = 4  # batches that each loader makes ahead
 
@@ -120,8 +122,8 @@ class TrainingBatches:
         With workers, the pixels of a batch stay until the second batch after it is asked for: their
         memory is used again.
         """
-        yield from _loader(
-            _Planned(self._batch, range(step, stop)), self._workers, pin=not self._on_cpu
+        yield from in_order(
+            self._batch, range(step, stop), workers=self._workers, pin=not self._on_cpu
         )
 
     def targets_before(self, step: int, count: int) -> Tensor:
@@ -185,7 +187,7 @@ def eval_batches(
         )
 
     steps = range(-(-len(valid) // batch_size))
-    yield from _loader(_Planned(batch, steps), workers, pin=False)
+    yield from in_order(batch, steps, workers=workers)
 
 
 def check_cache(
@@ -208,29 +210,31 @@ def check_cache(
         )
 
 
-class _Planned(Dataset[ViewBatch | Exception]):
+class _Planned(Dataset[T | Exception]):
     """A loader's view of the plan: step -> batch, or the user's error that it met.
 
     Errors are handed over as values: a loader would wrap a worker's in the text of its traceback.
     """
 
-    def __init__(self, batch: Callable[[int], ViewBatch], steps: range) -> None:
+    def __init__(self, batch: Callable[[int], T], steps: range) -> None:
         self._batch, self._steps = batch, steps
 
     def __len__(self) -> int:
         return len(self._steps)
 
-    def __getitem__(self, place: int) -> ViewBatch | Exception:
+    def __getitem__(self, place: int) -> T | Exception:
         try:
             return self._batch(self._steps[place])
         except (BeamclipError, OSError) as error:
             return error
 
 
-def _loader(planned: _Planned, workers: int, pin: bool) -> Iterator[ViewBatch]:
-    """Yield the planned batches in order, made here or by worker processes."""
-    loader: DataLoader[ViewBatch | Exception] = DataLoader(
-        planned,
+def in_order(
+    batch: Callable[[int], T], steps: range, *, workers: int, pin: bool = False
+) -> Iterator[T]:
+    """Yield the batch of each step in order, made here or by worker processes."""
+    loader: DataLoader[T | Exception] = DataLoader(
+        _Planned(batch, steps),
         batch_size=None,
         num_workers=workers,
         pin_memory=pin,

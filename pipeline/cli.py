@@ -26,6 +26,7 @@ from pipeline.cli_options import recipe_option as _recipe
 from pipeline.cli_options import set_option as _set
 from pipeline.cli_options import shards_option as _shards
 from pipeline.cli_pretrain import pretrain
+from pipeline.cli_probe import probe
 from pipeline.cli_train import train_student
 from pipeline.errors import BeamclipError
 
@@ -203,42 +204,6 @@ def teacher_cache(
     _emit(report.as_mapping(), as_json, lambda _: report.text())
 
 
-@main.command()
-@click.option("--run", "run_path", type=_PATH, required=True, help="Folder of a finished run.")
-@click.option("--cache", type=_PATH, help="The cache.  [default: the one the run was trained from]")
-@click.option("--shards", multiple=True, metavar="PATTERN", help="[default: those of the run]")
-@click.option("--probes", metavar="A,B", help="[default: those of the run's recipe]")
-@click.option("--zeroshot", metavar="NAME", help="A prompt set of the cache.  [default: the run's]")
-@click.option("--workers", default=0, show_default=True, type=click.IntRange(0), help="Loaders.")
-@_device
-@_json
-def probe(
-    run_path: Path,
-    cache: Path | None,
-    shards: tuple[str, ...],
-    probes: str | None,
-    zeroshot: str | None,
-    workers: int,
-    device: str,
-    as_json: bool,
-) -> None:
-    """Score a run's student beside its teacher and chance; writes RUN/probe.json."""
-    from pipeline import stage_two
-    from pipeline.tables import score_table
-
-    chosen = probes.split(",") if probes else None
-    scores = stage_two.probe(
-        run_path,
-        cache,
-        shards,
-        probes=chosen,
-        zeroshot=zeroshot,
-        workers=workers,
-        device=device,
-    )
-    _emit(scores, as_json, score_table)
-
-
 def _place(**options: Any) -> Any:
     """Return where units are made; options that contradict each other are a usage error."""
     from pipeline.cluster import Place
@@ -254,6 +219,7 @@ main.add_command(cache)
 main.add_command(captions)
 main.add_command(data)
 main.add_command(pretrain)
+main.add_command(probe)
 main.add_command(train_student)
 
 

@@ -77,6 +77,21 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     return recipe_from(fields, where=f"recipe {path}")
 
 
+def probe_options(base: ProbeOptions, overrides: Sequence[str]) -> ProbeOptions:
+    """Return probe options with `probes.a.b=value` overrides on top; raises RecipeError."""
+    fields: dict[str, Any] = {"probes": to_mapping(base)}
+    for override in overrides:
+        _override(fields, override)
+    return parse(_Probes, fields, where="--set").probes
+
+
+@options
+class _Probes:
+    """The part of a recipe that scoring alone depends on."""
+
+    probes: ProbeOptions
+
+
 def recipe_from(fields: Mapping[str, Any], *, where: str) -> Recipe:
     """Build a recipe from plain values; its losses are checked, and their defaults filled in."""
     recipe = parse(Recipe, fields, where=where)

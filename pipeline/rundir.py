@@ -5,7 +5,11 @@ run.json           what it was made from: cache generation and digest, first wei
 metrics.jsonl      one line per epoch
 checkpoint-*.pt    the last two states, to go on from
 student.safetensors, student_raw.safetensors   the EMA and the raw weights; written last
-probe.json         scores
+probe.json         scores: {encoder: {probe: {score: value}}}
+probe-details.json what probes tell beside them: {encoder: {probe: details}}
+transfer.json      scores on other datasets: {dataset: {encoder: {probe: {score: value}}}}
+transfer-details.json   {dataset: {encoder: {probe: details}}}
+features/          the student's features of splits that were probed; may be deleted at any time
 """
 
 import contextlib
@@ -176,6 +180,31 @@ class RunDir:
     def write_scores(self, scores: Mapping[str, Any]) -> None:
         """Write probe.json."""
         durable.write_json(self.path / "probe.json", scores)
+
+    def write_details(self, details: Mapping[str, Any]) -> None:
+        """Write probe-details.json."""
+        durable.write_json(self.path / "probe-details.json", details)
+
+    def write_transfer(self, dataset: str, scores: Mapping[str, Any], details: Any) -> None:
+        """Put a dataset into transfer.json and transfer-details.json, in place of what it had.
+
+        Raises RunError if a file is damaged.
+        """
+        for name, value in (("transfer.json", scores), ("transfer-details.json", details)):
+            path = self.path / name
+            try:
+                before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+                after = {**before, dataset: value}
+            except (TypeError, ValueError) as error:
+                raise RunError(
+                    f"{path} is damaged ({_reason(error)}): delete it, and probe again"
+                ) from None
+            durable.write_json(path, after)
+
+    @property
+    def features_path(self) -> Path:
+        """Where the student's features are kept."""
+        return self.path / "features"
 
     def _checkpoints(self) -> list[Path]:
         return sorted(self.path.glob("checkpoint-*.pt"))

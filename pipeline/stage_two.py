@@ -1,4 +1,4 @@
-"""Runs stage two by a recipe: opens the cache, checks that it is the recipe's, trains, probes."""
+"""Runs stage two by a recipe: opens the cache, checks that it is the recipe's, trains."""
 
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,19 +13,15 @@ from pipeline import __version__, runtime, storage
 from pipeline.anchors import check_labels
 from pipeline.batches import TrainingBatches
 from pipeline.cache import layout
-from pipeline.cache.reader import Anchors, TargetCache, read_anchors, read_manifest
-from pipeline.errors import CacheMismatchError, RecipeError
-from pipeline.evaluate import Scores, evaluate_run
+from pipeline.cache.reader import Anchors, TargetCache
+from pipeline.errors import RecipeError
 from pipeline.held_out import HeldOut, held_out_slice
-from pipeline.labels import check_named, own_set, warn_if_foreign
 from pipeline.losses import LossSum, Sizes, resolve_tau
-from pipeline.options import differences, parse, to_mapping
-from pipeline.probes import ProbeOptions
 from pipeline.ranks import ALONE, Ranks, joined, ranks_of_environment
-from pipeline.recipe import Recipe, recipe_from
+from pipeline.recipe import Recipe
 from pipeline.recipe_cache import known_teacher, open_cache, open_further, prompt_sets
 from pipeline.rundir import RunDir
-from pipeline.shards import Shard, find_shards, shards_at
+from pipeline.shards import Shard
 from pipeline.students import Student, build_student, init_student, load_weights
 from pipeline.train import EpochListener, TargetsSource, TeacherAnchors, train_students
 from pipeline.trainee import Trainee
@@ -203,50 +199,6 @@ def input_px(recipe: Recipe, cache: TargetCache) -> int:
     return recipe.student.input_px or _teacher_px(cache)
 
 
-def probe(
-    run_path: Path,
-    cache_path: Path | None,
-    shard_patterns: Sequence[str],
-    *,
-    probes: Sequence[str] | None = None,
-    zeroshot: str | None = None,
-    workers: int,
-    device: str,
-) -> Scores:
-    """Score a finished run; by default with the cache and the shards that it was trained from.
-
-    zeroshot: a prompt set of the cache by its whole name; by default the one that the run names.
-    Raises DataError if it has other classes than the cache's own and the run's.
-    """
-    run = RunDir(run_path)
-    recipe = recipe_from(run.read_recipe(), where=f"{run_path}/recipe.yaml")
-    chosen = {**to_mapping(recipe.probes), "run": list(probes or recipe.probes.run)}
-    origin = run.read_origin()
-    cache_path = Path(origin["cache_path"]) if cache_path is None else cache_path
-    manifest = read_manifest(cache_path, origin["cache"]["generation"])
-    if changed := differences(known_teacher(manifest), origin["teacher"]):
-        raise CacheMismatchError(f"{cache_path} is of another teacher than the run's:", changed)
-    _check_zeroshot(cache_path, manifest, zeroshot, origin["prompt_sets"]["zeroshot"])
-    shards = (
-        find_shards(shard_patterns)
-        if shard_patterns
-        else shards_at([(split, location) for split, location in origin["shards"]])
-    )
-    student = rebuild_student(run, recipe)
-    return evaluate_run(
-        run,
-        student,
-        cache_path,
-        shards,
-        parse(ProbeOptions, chosen, where="probes"),
-        generation=origin["cache"]["generation"],
-        zeroshot_set=zeroshot or origin["prompt_sets"]["zeroshot"],
-        input_px=origin["input_px"],
-        device=runtime.pick_device(device),
-        workers=workers,
-    )
-
-
 def rebuild_student(run: RunDir, recipe: Recipe) -> Student:
     """Build a finished run's student, with its EMA weights."""
     origin = run.read_origin()
@@ -256,17 +208,6 @@ def rebuild_student(run: RunDir, recipe: Recipe) -> Student:
     )
     load_weights(student, weights, where=run.path)
     return student
-
-
-def _check_zeroshot(cache: Path, manifest: Mapping[str, Any], asked: str | None, runs: str) -> None:
-    """Hold a zero-shot set's classes against those of the cache's own; the run's own may differ."""
-    own = own_set(cache, manifest)
-    anchors = read_anchors(cache, asked or runs)
-    if asked is None:
-        warn_if_foreign(anchors, own)
-    elif anchors.labelled:  # the probe itself refuses others
-        known = [read_anchors(cache, runs)] if runs in layout.anchor_names(cache) else []
-        check_named(anchors, [own, *known])
 
 
 def _teacher_px(cache: TargetCache) -> int:

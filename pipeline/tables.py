@@ -30,13 +30,20 @@ def score_table(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
         if any(score in probes.get(probe, {}) for probes in scores.values())
     ]
     titles = [_COLUMNS[column] for column in columns]
-    lines = [" " * 14 + "".join(title.rjust(len(title) + 3) for title in titles)]
-    for row in (name for name in _ROWS if name in scores):
+    names = _ordered(scores)
+    width = max(14, *(len(_ROWS.get(name, name)) for name in names)) if names else 14
+    lines = [" " * width + "".join(title.rjust(len(title) + 3) for title in titles)]
+    for row in names:
         cells = [scores[row].get(probe, {}).get(score) for probe, score in columns]
         texts = ["-" if cell is None else f"{cell:.4f}" for cell in cells]
         line = "".join(t.rjust(len(title) + 3) for t, title in zip(texts, titles, strict=True))
-        lines.append(_ROWS[row].ljust(14) + line)
+        lines.append(_ROWS.get(row, row).ljust(width) + line)
     return "\n".join(lines)
+
+
+def _ordered(scores: Mapping[str, object]) -> list[str]:
+    """Return the encoders in the order of their rows: those with a name of their own first."""
+    return [*(name for name in scores if name not in _ROWS), *(n for n in _ROWS if n in scores)]
 
 
 def anchors_table(report: AnchorsReport, *, most: int = 20) -> str:

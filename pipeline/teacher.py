@@ -20,7 +20,7 @@ from pipeline.teacher_folder import check_code, check_shapes, read_config
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
 LOCAL_DIR, HF_HUB = "local-dir:", "hf-hub:"
 _PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -105,7 +105,7 @@ class OpenClipTeacher:
     ) -> None:
         import torch
 
-        self._spec, self._tokenizer, self._device = spec, tokenizer, device
+        self.spec, self._tokenizer, self._device = spec, tokenizer, device
         self._architecture = architecture
         on_gpu = device.type == "cuda"  # its half-precision convolutions want channels_last
         self._layout = torch.channels_last if on_gpu else torch.contiguous_format
@@ -129,13 +129,27 @@ class OpenClipTeacher:
         """
         import torch
 
+        with torch.inference_mode():
+            return self._normalised(self.encode_images(views_B3SS))
+
+    def encode_images(self, views_B3SS: "Tensor") -> "Tensor":
+        """Return what the image tower says of uint8 views, [B,D], not normalised, on its device."""
+        import torch
+
         self._check_mode()
         with torch.inference_mode():
             pixels = views_B3SS.to(self._device, non_blocking=True).float() / 255
             pixels = ((pixels - self._mean) / self._std).to(self._dtype)
             # One layout, whatever came: another would change the vectors' last bits.
             pixels = pixels.contiguous(memory_format=self._layout)
-            return self._normalised(self._model.encode_image(pixels))
+            vectors: Tensor = self._model.encode_image(pixels)
+            return vectors
+
+    @property
+    def image_tower(self) -> "nn.Module":
+        """The network that `encode_images` runs."""
+        tower: nn.Module = self._model.visual
+        return tower
 
     def embed_texts(self, texts: Sequence[str]) -> "Tensor":
         """Embed texts: float32 [A,D], normalised, on the CPU; over-long texts are the caller's."""
@@ -155,13 +169,13 @@ class OpenClipTeacher:
     def fingerprint(self) -> dict[str, Any]:
         """Return all that tells this teacher from another, as plain values."""
         return {
-            "model": self._spec.model,
-            "pretrained": self._spec.pretrained,
+            "model": self.spec.model,
+            "pretrained": self.spec.pretrained,
             "weights_sha256": tensors_sha256(self._model.state_dict()),
             "architecture": self._architecture,
             "preprocess": to_mapping(self.preprocess),
             "tokenizer": f"{type(self._tokenizer).__name__}, {self.max_tokens} tokens",
-            "precision": self._spec.precision,
+            "precision": self.spec.precision,
             "dim": self.dim,
             "logit_scale": self.logit_scale,
             "logit_bias": self.logit_bias,
@@ -170,7 +184,7 @@ class OpenClipTeacher:
     def _check_mode(self) -> None:
         if any(module.training for module in self._model.modules()):
             raise TeacherError(
-                f"teacher {self._spec.model} is in training mode, where vectors depend on chance "
+                f"teacher {self.spec.model} is in training mode, where vectors depend on chance "
                 "and on the rest of their batch: put it in evaluation mode"
             )
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.anchors import cached_anchors
 from pipeline.cache import layout, writer
-from pipeline.cache.reader import read_manifest
+from pipeline.cache.reader import Anchors, read_manifest
 from pipeline.cutting import fitting
 from pipeline.errors import CacheError, DataError
 from pipeline.options import nearest
@@ -77,23 +77,43 @@ def embed_prompt_set(
     """
     if _is_cached(cache, manifest, prompts):
         return False
+    anchors = embed_anchors(teacher, manifest, prompts)
+    arrays = {
+        "embeddings": anchors.embeddings_AD,
+        "class_names": np.array(anchors.class_names, dtype=object),
+        "texts": np.array(anchors.texts, dtype=object),
+        "token_counts": anchors.token_counts_AT,
+    }
+    attributes = {
+        "templates": list(anchors.templates),
+        "labelled": anchors.labelled,
+        "cuts": list(anchors.cuts),
+        "teacher": anchors.teacher_digest,
+    }
+    return writer.publish_anchors(cache, prompts.name, arrays, attributes)
+
+
+def embed_anchors(teacher: Teacher, manifest: Mapping[str, Any], prompts: PromptSet) -> Anchors:
+    """Return a prompt set's anchors: per anchor the mean over templates, normalised.
+
+    manifest: what a cache's manifest says of `teacher` (its fingerprint) and `batch`. A text that
+    is longer than the teacher reads is cut, and that is told.
+    """
     kept, cuts = _fitted(teacher, prompts)
     _tell(prompts, cuts)
     embeddings_AD = embed_means(teacher, manifest, kept, f"prompt set {prompts.name}")
     counts_AT = [[teacher.count_tokens(text) for text in texts] for texts in kept]
-    arrays = {
-        "embeddings": embeddings_AD,
-        "class_names": np.array(prompts.class_names, dtype=object),
-        "texts": np.array(prompts.texts, dtype=object),
-        "token_counts": np.array(counts_AT, np.int32),
-    }
-    attributes = {
-        "templates": list(prompts.templates),
-        "labelled": prompts.labelled,
-        "cuts": [asdict(cut) for cut in cuts],
-        "teacher": layout.teacher_digest(manifest["teacher"]),
-    }
-    return writer.publish_anchors(cache, prompts.name, arrays, attributes)
+    return Anchors(
+        name=prompts.name,
+        embeddings_AD=embeddings_AD,
+        class_names=prompts.class_names,
+        texts=prompts.texts,
+        templates=prompts.templates,
+        token_counts_AT=np.array(counts_AT, np.int32),
+        teacher_digest=layout.teacher_digest(manifest["teacher"]),
+        labelled=prompts.labelled,
+        cuts=tuple(asdict(cut) for cut in cuts),
+    )
 
 
 def _fitted(teacher: Teacher, prompts: PromptSet) -> tuple[list[list[str]], list[Cut]]:

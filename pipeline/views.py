@@ -47,6 +47,17 @@ def render_geometry(
     return views_V3SS
 
 
+def render_centre(
+    image: SourceImage, view: ViewParams, size: int, *, resized_px: int | None = None
+) -> Tensor:
+    """Render a view of any geometry but crop: uint8 [3,S,S], the centre of what is resized.
+
+    resized_px: the side to resize to before `size` pixels are cut, as timm's evaluation does; by
+    default `size` itself, as open_clip's. Raises SampleError if the image cannot be decoded.
+    """
+    return _resize_then_cut(image.pixels(FULL), view, size, resized_px or size)
+
+
 def blank_views(count: int, size: int) -> Tensor:
     """Return uint8 [count,3,S,S], channels_last, of any content."""
     return torch.empty((count, size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
@@ -93,11 +104,13 @@ def _cut_then_resize(image_HW3: np.ndarray, view: ViewParams, size: int) -> Tens
     )[0]
 
 
-def _resize_then_cut(image_HW3: np.ndarray, view: ViewParams, size: int) -> Tensor:
+def _resize_then_cut(
+    image_HW3: np.ndarray, view: ViewParams, size: int, resized_px: int | None = None
+) -> Tensor:
     """Resize by the mode's rule, then cut or pad at the centre, as open_clip's preprocess does."""
     height, width = image_HW3.shape[:2]
     mode = GEOMETRIES[int(view.geometry)]
-    wide, tall = _resized(width, height, size, mode)
+    wide, tall = _resized(width, height, resized_px or size, mode)
     resample = _PILLOW[INTERPOLATIONS[int(view.interpolation)]]
     pixels_HW3 = np.array(Image.fromarray(image_HW3).resize((wide, tall), resample))
     canvas_SS3 = np.zeros((size, size, 3), np.uint8)

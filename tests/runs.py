@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import runtime, stage_two
+from pipeline import probing, runtime, stage_two
 from pipeline.cache.scratch import SCRATCH_VARIABLE
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.shards import find_shards
@@ -48,7 +48,7 @@ def train(
 
 def probe(run: Path, cache: Path | None = None) -> Any:
     """Score a run in this process."""
-    return stage_two.probe(run, cache, (), workers=0, device="cpu")
+    return probing.probe(run, cache, (), workers=0, device="cpu")
 
 
 def said_elsewhere(code: str) -> str:

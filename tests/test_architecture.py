@@ -63,7 +63,8 @@ LEVELS = (
     {"held_out", "logbook", "resident", "feeder"},
     {"conveyor"},
     {"text_tower", "caption_shards"},
-    {"texts", "caption_sets", "features", "probes"},
+    {"texts", "caption_sets", "labelled", "probes", "feature_store"},
+    {"features"},
     {"making", "train", "evaluate", "pairs"},
     {"simclr"},
     {"pretrain"},
@@ -71,8 +72,10 @@ LEVELS = (
     {"recipe", "audit.info", "audit.live"},
     {"recipe_cache"},
     {"stage_two", "tables", "plan", "audit.reembed", "audit.repair"},
-    {"online"},
-    {"cli_anchors", "cli_cache", "cli_captions", "cli_data", "cli_train", "cli_pretrain"},
+    {"online", "probing", "encoders"},
+    {"transfer"},
+    {"cli_anchors", "cli_cache", "cli_captions", "cli_data", "cli_train", "cli_pretrain"}
+    | {"cli_probe"},
     {"cli"},
 )
 UNLEVELLED = {"", "cache", "audit", "datasets"}  # empty packages: a docstring and nothing else

@@ -10,7 +10,8 @@ import zarr
 from pipeline.cache import layout, writer
 from pipeline.cache.reader import TargetCache, read_manifest
 from pipeline.cache.seal import seal_cache
-from pipeline.stage_two import Loading, probe, train
+from pipeline.probing import probe
+from pipeline.stage_two import Loading, train
 from tests.trees import tree_digests
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

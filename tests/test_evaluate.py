@@ -123,7 +123,7 @@ def test_scoring_again_gives_the_same_and_touches_only_the_scores(
     assert probe(run.path) == scores
     after = {path: path.stat().st_mtime_ns for path in run.path.iterdir()}
     changed = {path.name for path in after if before.get(path) != after[path]}
-    assert changed == {"probe.json"}
+    assert changed == {"probe.json", "probe-details.json"}
 
 
 def test_a_recipe_may_run_some_probes_only(

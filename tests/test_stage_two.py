@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from pipeline import stage_two
+from pipeline import probing, stage_two
 from pipeline.cache.reader import TargetCache
 from pipeline.errors import (
     BeamclipError,
@@ -370,7 +370,7 @@ class TestProbe:
         self, finished: Path, shards_dir: Path, tmp_path: Path
     ) -> None:
         shards = shutil.copytree(shards_dir, tmp_path / "shards")
-        scores = stage_two.probe(finished, None, [str(shards)], workers=2, device="cpu")
+        scores = probing.probe(finished, None, [str(shards)], workers=2, device="cpu")
         assert scores == probe(finished)
 
     def test_on_other_images_of_the_same_teacher_is_welcome(
@@ -379,7 +379,7 @@ class TestProbe:
         for split, seed in (("train", 21), ("test", 22)):
             write_shards(labelled_samples(9, seed=seed), tmp_path / "new", split, per_shard=9)
         cache = build(tmp_path / "new-cache", tmp_path / "new", recipe_file)
-        scores = stage_two.probe(finished, cache, [str(tmp_path / "new")], workers=0, device="cpu")
+        scores = probing.probe(finished, cache, [str(tmp_path / "new")], workers=0, device="cpu")
         assert scores["student"]
 
     def test_with_a_cache_of_another_teacher_of_the_same_size_is_refused(
@@ -501,10 +501,10 @@ def test_any_set_of_the_cache_may_be_named_for_training_and_for_probing(
     assert RunDir(tmp_path / "run").read_origin()["prompt_sets"]["anchors"] == part.name
     one = probe(tmp_path / "run")["teacher"]["zeroshot"]
     chosen = {"probes": ["zeroshot"], "zeroshot": "shapes-context", "workers": 0, "device": "cpu"}
-    other = stage_two.probe(tmp_path / "run", None, (), **chosen)["teacher"]["zeroshot"]
+    other = probing.probe(tmp_path / "run", None, (), **chosen)["teacher"]["zeroshot"]
     assert one.keys() == other.keys()
     with pytest.raises(ProbeError, match="does not hold one anchor for each label"):
-        stage_two.probe(tmp_path / "run", None, (), **{**chosen, "zeroshot": part.name})
+        probing.probe(tmp_path / "run", None, (), **{**chosen, "zeroshot": part.name})
     for override in (f"prompts.zeroshot={part.name}", "prompts.zeroshot=shapes-plan"):
         with pytest.raises(BeamclipError, match=r"zero-shot|did you mean"):
             train(small_recipe(recipe_file, override), cache_copy, shards_dir, tmp_path / "no")

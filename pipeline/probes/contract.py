@@ -36,11 +36,12 @@ class Subject:
         """Return a part that a probe cannot do without; raises ProbeError if it is not there."""
         found = getattr(self, name)
         if found is None:
-            raise ProbeError(f"the probe needs {_WHAT[name]}")
+            raise ProbeError(f"the probe needs {WHAT[name]}")
         return found
 
 
-_WHAT: Mapping[str, str] = {
+# What each need is, for messages.
+WHAT: Mapping[str, str] = {
     "train": "labelled train samples",
     "anchors": "a prompt set of the test samples' classes",
     "captions": "captions of the test samples: `beamclip captions add`",
