@@ -68,7 +68,7 @@ LEVELS = (
     {"pretrain"},
     {"embed"},
     {"recipe", "audit.info", "audit.live"},
-    {"recipe_cache"},
+    {"recipe_cache", "grid"},
     {"stage_two", "tables", "plan", "audit.reembed", "audit.repair"},
     {"online"},
     {"cli_anchors", "cli_cache", "cli_captions", "cli_data", "cli_train", "cli_pretrain"},
