@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RecipeError
-from pipeline.options import flatten, nearest, options, parse
+from pipeline.options import flatten, nearest, options, parse, to_mapping
 from pipeline.probes import PROBES
 from pipeline.recipe import Recipe, load_recipe, recipe_from, set_field
 from pipeline.yamlfile import read_yaml
@@ -100,6 +100,11 @@ def load_sweep(name: str) -> Sweep:
     path = _find(name)
     where = f"sweep {path}"
     return parse(Sweep, read_yaml(path, where=where), where=where)
+
+
+def with_seeds(sweep: Sweep, seeds: Sequence[int]) -> Sweep:
+    """Return a sweep over other seeds; raises RecipeError."""
+    return parse(Sweep, {**to_mapping(sweep), "seeds": list(seeds)}, where=f"sweep {sweep.name}")
 
 
 def points_of(sweep: Sweep, overrides: Sequence[str] = ()) -> list[Point]:

@@ -70,8 +70,10 @@ LEVELS = (
     {"recipe", "audit.info", "audit.live"},
     {"recipe_cache", "grid"},
     {"stage_two", "tables", "plan", "audit.reembed", "audit.repair"},
-    {"online"},
-    {"cli_anchors", "cli_cache", "cli_captions", "cli_data", "cli_train", "cli_pretrain"},
+    {"online", "trials", "sweep_table"},
+    {"sweep"},
+    {"cli_anchors", "cli_cache", "cli_captions", "cli_data", "cli_train", "cli_pretrain"}
+    | {"cli_sweep"},
     {"cli"},
 )
 UNLEVELLED = {"", "cache", "audit", "datasets"}  # empty packages: a docstring and nothing else
