@@ -6,6 +6,8 @@ NAME    := $(basename $(notdir $(RECIPE)))
 DATA    ?= data/shards/$(NAME)
 CACHE   ?= data/cache/$(NAME)
 RUN     ?= data/runs/$(NAME)-{model}
+SWEEP   ?= $(RECIPE)
+RESULTS ?= data/sweeps/$(basename $(notdir $(SWEEP)))
 WORKERS ?= 0
 SET     ?=
 
@@ -30,7 +32,7 @@ endif
 FASHION_MNIST ?= $(wildcard /usr/share/datasets/fashion-mnist)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow test-faults bench lint teacher-cache train-student probe clean
+.PHONY: help setup test test-slow test-faults bench lint teacher-cache train-student probe sweep clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -38,7 +40,8 @@ help: ## List the targets and their variables
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 	@echo
 	@echo "Variables: RECIPE=$(RECIPE) MODEL=$(MODEL) DATA=$(DATA) CACHE=$(CACHE)"
-	@echo "           RUN=$(RUN) WORKERS=$(WORKERS) SET='--set training.seed=1'"
+	@echo "           RUN=$(RUN) SWEEP=$(SWEEP) RESULTS=$(RESULTS)"
+	@echo "           WORKERS=$(WORKERS) SET='--set training.seed=1'"
 
 setup: $(STAMP) ## Make .venv and install beamclip in it; nothing if it is current
 
@@ -73,8 +76,11 @@ train-student: $(SEAL) ## Stage two: train MODEL from CACHE into RUN; nothing if
 probe: train-student ## Score RUN beside its teacher; makes all that is missing first
 	$(foreach model,$(MODELS),$(BIN)/beamclip probe --run "$(subst {model},$(model),$(RUN))" &&) true
 
-clean: ## Remove shards, teachers, caches and runs made under data/
-	rm -rf data/shards data/teachers data/cache data/runs
+sweep: $(SEAL) ## Train and score every recipe of SWEEP's grid from CACHE into RESULTS; goes on if begun
+	$(BIN)/beamclip sweep $(SWEEP) --cache $(CACHE) --shards $(DATA) --out $(RESULTS) $(SET)
+
+clean: ## Remove shards, teachers, caches, runs and sweeps made under data/
+	rm -rf data/shards data/teachers data/cache data/runs data/sweeps
 
 $(SEAL): | $(INPUTS)
 	$(MAKE) --no-print-directory teacher-cache

@@ -112,20 +112,28 @@ def _find(name: str) -> Path:
     return known[name]
 
 
-def _override(fields: dict[str, Any], override: str) -> None:
-    """Set one dotted field; the check of unknown keys comes with the rest."""
-    import yaml
+def set_field(fields: dict[str, Any], path: str, value: Any, *, where: str) -> None:
+    """Put a value, whole, at a dotted place of plain values; raises RecipeError.
 
-    path, equals, text = override.partition("=")
-    if not equals or not path:
-        raise RecipeError(f"--set {override!r}: expected field=value, as in training.seed=1")
+    Whether there is such a field is for the check of unknown keys to say, with the rest.
+    """
     *parents, last = path.split(".")
     inner = fields
     for parent in parents:
         inner = inner.setdefault(parent, {})
         if not isinstance(inner, dict):
-            raise RecipeError(f"--set {override!r}: {parent!r} is a value, it has no fields")
+            raise RecipeError(f"{where}: {parent!r} is a value, it has no fields")
+    inner[last] = value
+
+
+def _override(fields: dict[str, Any], override: str) -> None:
+    import yaml
+
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise RecipeError(f"--set {override!r}: expected field=value, as in training.seed=1")
     try:
-        inner[last] = yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise RecipeError(f"--set {override!r}: {text!r} is no value") from None
+    set_field(fields, path, value, where=f"--set {override!r}")

@@ -70,12 +70,13 @@ LEVELS = (
     {"pretrain"},
     {"embed"},
     {"recipe", "audit.info", "audit.live"},
-    {"recipe_cache"},
+    {"recipe_cache", "grid"},
     {"stage_two", "tables", "plan", "audit.reembed", "audit.repair"},
     {"online", "probing", "encoders"},
-    {"transfer"},
+    {"transfer", "trials", "sweep_table"},
+    {"sweep"},
     {"cli_anchors", "cli_cache", "cli_captions", "cli_data", "cli_train", "cli_pretrain"}
-    | {"cli_probe"},
+    | {"cli_probe", "cli_sweep"},
     {"cli"},
 )
 UNLEVELLED = {"", "cache", "audit", "datasets"}  # empty packages: a docstring and nothing else
