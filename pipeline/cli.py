@@ -26,6 +26,7 @@ from pipeline.cli_options import recipe_option as _recipe
 from pipeline.cli_options import set_option as _set
 from pipeline.cli_options import shards_option as _shards
 from pipeline.cli_pretrain import pretrain
+from pipeline.cli_report import report
 from pipeline.cli_train import train_student
 from pipeline.errors import BeamclipError
 
@@ -254,6 +255,7 @@ main.add_command(cache)
 main.add_command(captions)
 main.add_command(data)
 main.add_command(pretrain)
+main.add_command(report)
 main.add_command(train_student)
 
 
