@@ -1,5 +1,6 @@
 """Says what a reader must know before trusting a run's scores."""
 
+import shlex
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,14 +14,14 @@ _UNEVEN = 3.0  # the commonest class to the rarest
 
 def caveats(run: RunFacts) -> list[str]:
     """Return a sentence for each thing that makes one run's scores mean less, or be absent."""
-    found = list(run.problems)
+    found, where = list(run.problems), shlex.quote(str(run.path))
     if not run.is_finished:
         found.append(
             f"{run.name} is not finished: go on with `beamclip train-student --resume --run "
-            f"{run.path}`."
+            f"{where}`."
         )
     elif run.scores is None:
-        found.append(f"{run.name} has no scores yet: run `beamclip probe --run {run.path}`.")
+        found.append(f"{run.name} has no scores yet: run `beamclip probe --run {where}`.")
     return [*found, *_unconverged(run), *_no_better(run), *_online(run)]
 
 

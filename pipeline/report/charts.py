@@ -8,8 +8,8 @@ from markupsafe import Markup
 
 from pipeline.report.svg import DASHES, NONE, Chart, drawing, mark, percent, short, tag, ticks
 
-_WIDTH, _HEIGHT = 440, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 14, 14, 36
+_WIDTH, _HEIGHT = 330, 205
+_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 12, 10, 36
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def _level(level: tuple[str, float], frame: _Frame) -> Markup:
     return tag(
         "g",
         tag("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=y, y2=y, class_="level"),
-        tag("text", f"{name} {percent(value)} %", x=_LEFT + 6, y=y - 6, class_="axis"),
+        tag("text", f"{name} {short(value)}", x=_LEFT + 6, y=y - 6, class_="axis"),
     )
 
 

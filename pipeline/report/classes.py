@@ -116,14 +116,14 @@ def context_chart(seen: Seen) -> Chart | None:
     )[:MOST_CLASSES]
     order.sort(key=lambda c: other_C[c] - one_C[c], reverse=True)
     return pair_chart(
-        f"Recall by class: {plain.name} and {other.name}",
+        f"Recall by class: {plain.name} (ring), {other.name} (dot)",
         [(plain.class_names[c], float(one_C[c]), float(other_C[c])) for c in order],
         before=plain.name,
         after=other.name,
     )
 
 
-def worst_images(seen: Seen, most: int = 12) -> list[Wrong]:
+def worst_images(seen: Seen, most: int = 10) -> list[Wrong]:
     """Return the images with the least margin, the most confidently wrong first."""
     labels_N = seen.ground.labels_N
     known_N = np.flatnonzero(labels_N >= 0)

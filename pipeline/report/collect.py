@@ -46,9 +46,9 @@ class RunFacts:
         """The teacher as a reader knows it: a folder by its last name alone."""
         model = str(self.recipe["teacher"]["model"])
         if model.startswith(LOCAL):
-            return f"{Path(model.removeprefix(LOCAL)).name} (local)"
+            return f"local teacher {Path(model.removeprefix(LOCAL)).name}"
         tag = self.recipe["teacher"].get("pretrained")
-        return f"{model}, {tag}" if tag else model
+        return f"{model} ({tag})" if tag else model
 
     @property
     def dataset(self) -> str:

@@ -9,14 +9,14 @@ from pipeline.report.collect import RunFacts
 from pipeline.report.svg import Chart
 
 _TITLES = {
-    "held_out_zeroshot": "Held-out zero-shot accuracy",
-    "held_out_agreement": "Held-out agreement with the teacher",
-    "held_out_knn": "Held-out kNN accuracy",
-    "held_out_cosine": "Held-out cosine to the target",
+    "held_out_zeroshot": "Held-out zero-shot accuracy, %",
+    "held_out_agreement": "Held-out teacher agreement, %",
+    "held_out_knn": "Held-out kNN accuracy, %",
+    "held_out_cosine": "Held-out cosine to target",
     "loss": "Loss, weighted sum",
-    "learning_rate": "Learning rate at the end of the epoch",
+    "learning_rate": "Learning rate",
     "images_per_second": "Images per second",
-    "data_wait_share": "Share of time spent waiting for data",
+    "data_wait_share": "Time waiting for data, %",
 }
 _FIRST = tuple(name for name in _TITLES if name.startswith("held_out"))
 _LAST = ("learning_rate", "images_per_second", "data_wait_share")
@@ -70,10 +70,10 @@ def prompts_chart(runs: Sequence[RunFacts]) -> Chart | None:
         None,
     )
     return line_chart(
-        "Zero-shot accuracy by number of training prompts",
-        [Series("students", 0, tuple((float(count), top1) for count, top1 in points))],
+        "Zero-shot accuracy by training prompts, %",
+        [Series("students", 0, tuple((float(count), top1 * 100) for count, top1 in points))],
         x_name="classes whose prompts were trained with",
-        level=None if teacher is None else ("teacher", teacher),
+        level=None if teacher is None else ("teacher", teacher * 100),
     )
 
 
@@ -108,10 +108,12 @@ def _ordered(keys: set[str]) -> list[str]:
 
 
 def _series(key: str, runs: Sequence[RunFacts], places: Mapping[str, int]) -> list[Series]:
-    found = []
+    found, scale = list[Series](), 100 if _TITLES.get(key, "").endswith("%") else 1
     for run in runs:
         points = tuple(
-            (float(line["epoch"]) + 1, float(line[key])) for line in run.epochs if key in line
+            (float(line["epoch"]) + 1, float(line[key]) * scale)
+            for line in run.epochs
+            if key in line
         )
         if points:
             found.append(Series(run.name, places[run.name], points))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from markupsafe import Markup
 
-from pipeline.report.svg import Chart, drawing, join, percent, tag
+from pipeline.report.svg import MINUS, Chart, drawing, join, percent, tag
 
 
 def pair_chart(
@@ -20,8 +20,8 @@ def pair_chart(
     first: str = "class",
 ) -> Chart:
     """Draw for each name its share before (ring) and after (dot), with a line between."""
-    left, right, step = 150, 40, 22
-    height, width = 30 + step * len(rows), 560
+    left, right, step = 118, 40, 23
+    height, width = 30 + step * len(rows), 440
     wide = width - left - right
 
     def row(place: int, name: str, one: float, other: float) -> Markup:
@@ -30,12 +30,12 @@ def pair_chart(
         tone = "up" if other > one else "down" if other < one else "same"
         return tag(
             "g",
-            tag("text", _cut(name, 22), x=left - 10, y=y + 4, class_="tick end name"),
+            tag("text", _cut(name, 17), x=left - 10, y=y + 4, class_="tick end name"),
             tag("line", x1=left, x2=left + wide, y1=y, y2=y, class_="grid"),
             tag("line", x1=x1, x2=x2, y1=y, y2=y, class_=f"link {tone}"),
             tag("circle", cx=x1, cy=y, r=4, class_="ring"),
             tag("circle", cx=x2, cy=y, r=4.5, class_=f"dot {tone}"),
-            tag("text", f"{(other - one) * 100:+.0f}", x=width - 4, y=y + 4, class_="tick end"),
+            tag("text", _signed((other - one) * 100, 0), x=width - 4, y=y + 4, class_="tick end"),
         )
 
     scale = [
@@ -46,7 +46,7 @@ def pair_chart(
     parts = [row(place, *item) for place, item in enumerate(rows)]
     picture = drawing(width, height, title, described, *scale, *parts, kind="chart wide")
     table = tuple(
-        (name, percent(one), percent(other), f"{(other - one) * 100:+.1f}")
+        (name, percent(one), percent(other), _signed((other - one) * 100, 1))
         for name, one, other in rows
     )
     return Chart(title, described, picture, (first, f"{before} %", f"{after} %", "change"), table)
@@ -54,7 +54,8 @@ def pair_chart(
 
 def heat_map(title: str, names: Sequence[str], counts_CC: np.ndarray) -> Chart:
     """Draw a confusion matrix: rows are true classes, shades are shares of a row."""
-    size, left, top = 30, 118, 96
+    longest = max(len(_cut(name)) for name in names)
+    size, left, top = 30, 16 + 7 * longest, 22 + 5 * longest
     side = size * len(names)
     shares_CC = counts_CC / np.maximum(counts_CC.sum(axis=1, keepdims=True), 1)
 
@@ -142,6 +143,12 @@ def glyph(label: int) -> str:
     """Return the sign of a class among at most 36: 0 to 9, then letters; nothing beyond."""
     signs = "0123456789abcdefghijklmnopqrstuvwxyz"
     return signs[label] if 0 <= label < len(signs) else ""
+
+
+def _signed(change: float, digits: int) -> str:
+    """Return a change with its sign; one that rounds to nothing has none."""
+    text = f"{change:+.{digits}f}".replace("-", MINUS)
+    return text[1:] if not any(sign in "123456789" for sign in text) else text
 
 
 def _cut(name: str, most: int = 15) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from pipeline import __version__, durable
 from pipeline.options import flatten
@@ -15,9 +16,9 @@ from pipeline.report.collect import RunFacts, collect, grouped
 from pipeline.report.cost import cost_of, fingerprint_of, size, span
 from pipeline.report.maps import glyph
 from pipeline.report.scores import as_csv, as_markdown
-from pipeline.report.svg import percent, short
+from pipeline.report.svg import MINUS, percent, short
 from pipeline.report.tables import document_tables
-from pipeline.report.views import DEFAULT, GroupView, ReportOptions, group_view
+from pipeline.report.views import DEFAULT, Card, GroupView, ReportOptions, group_view
 
 _TEMPLATES = Path(__file__).with_name("templates")
 
@@ -71,6 +72,7 @@ def render(runs: Sequence[RunFacts], groups: Sequence[GroupView], spec: ReportOp
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "short": short, "size": size, "span": span}
+    environment.filters |= {"margin": _margin, "code": _code}
     environment.globals |= {"swatch": swatch, "glyph": glyph}
     return environment.get_template("page.html.j2").render(
         title=_title(runs),
@@ -88,8 +90,9 @@ def _title(runs: Sequence[RunFacts]) -> str:
     """Say what was distilled into what."""
     teachers = list(dict.fromkeys(run.teacher for run in runs))
     students = list(dict.fromkeys(run.model for run in runs))
-    what = students[0] if len(students) == 1 else f"{len(students)} students"
-    return f"{', '.join(teachers)} into {what}"
+    what = students[0] if len(students) == 1 else f"{len(runs)} students"
+    first = ", ".join(teachers)
+    return f"{first[0].upper()}{first[1:]}, distilled into {what}"
 
 
 def _lead(groups: Sequence[GroupView]) -> list[str]:
@@ -107,9 +110,16 @@ def _lead(groups: Sequence[GroupView]) -> list[str]:
         what = card.title[0].lower() + card.title[1:]
         sentences.append(
             f"{card.name} ({best.model}), {which}, reaches {percent(card.share)} % {what} on {test}"
-            f"test images of {best.dataset}."
+            f"test images of {best.dataset}{_beside(card)}."
         )
     return sentences
+
+
+def _beside(card: Card) -> str:
+    """Say what a score is to be held against."""
+    known = [("its teacher", card.teacher), ("chance", card.chance)]
+    said = [f"{who} {percent(share)} %" for who, share in known if share is not None]
+    return f"; {' and '.join(said)}" if said else ""
 
 
 def _lineage(run: RunFacts) -> Lineage:
@@ -132,6 +142,19 @@ def _lineage(run: RunFacts) -> Lineage:
     }
     recipe = yaml.safe_dump(dict(run.recipe), sort_keys=False, allow_unicode=True)
     return Lineage(run.name, tuple(facts.items()), recipe)
+
+
+def _code(text: str) -> Markup:
+    """Return a sentence with what stands between backticks as code."""
+    parts = [
+        Markup("<code>{}</code>").format(part) if place % 2 else escape(part)
+        for place, part in enumerate(text.split("`"))
+    ]
+    return Markup("").join(parts)
+
+
+def _margin(value: float) -> str:
+    return f"{value:+.2f}".replace("-", MINUS)
 
 
 def _folders(run: RunFacts) -> str:

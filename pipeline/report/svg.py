@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+MINUS = "\N{MINUS SIGN}"
 NONE = "\N{EN DASH}"  # where there is no value
 # Colour is never the only sign: each series has a dash and a mark of its own beside it.
 DASHES = ("", "6 3", "2 3", "9 3 2 3", "1 4", "12 4")
@@ -91,7 +92,7 @@ def short(value: float) -> str:
         return "0"
     if abs(value) < 1e-3 or abs(value) >= 1e6:
         return f"{value:.2e}".replace("e-0", "e-").replace("e+0", "e")
-    return f"{value:,.4g}"
+    return f"{value:,.4g}".replace("-", MINUS)
 
 
 def percent(share: float | None) -> str:

@@ -67,10 +67,9 @@ def document_tables(runs: Sequence[RunFacts], *, every: bool = False) -> list[Ta
 
 
 def _table(number: int, fields: Mapping[str, Any], ours: Sequence[Found], source: str) -> Table:
-    """Put our rows under the quoted ones, with a column more for each that they bring."""
-    columns = list(fields["columns"])
-    brought = {name for _, found in ours for name in found} - set(columns)
-    columns += sorted(brought, key=lambda name: (not name.isdecimal(), name.zfill(9)))
+    """Put our rows under the quoted ones, with the columns that they bring before."""
+    brought = {name for _, found in ours for name in found} - set(fields["columns"])
+    columns = [*sorted(brought), *fields["columns"]]  # ours first: the others may need scrolling
     if fields.get("under"):
         columns.sort(key=int)
     rows = [
@@ -139,7 +138,7 @@ def _datasets(runs: Sequence[RunFacts]) -> list[Found]:
 
     def words(run: RunFacts, kind: str) -> tuple[str, ...]:
         if kind == "teacher":
-            return f"{run.teacher}, zero-shot", "T", run.teacher, NONE
+            return "Teacher, zero-shot", "T", run.teacher, NONE
         count = parameters(run)
         return run.name, "S", _short(run), NONE if count is None else f"{count / 1e6:.1f}M"
 
@@ -151,7 +150,7 @@ def _ablation(runs: Sequence[RunFacts]) -> list[Found]:
 
     def words(run: RunFacts, kind: str) -> tuple[str, ...]:
         if kind == "teacher":
-            return f"{run.teacher}, zero-shot", "T", run.teacher, NONE, NONE, NONE, NONE
+            return "Teacher, zero-shot", "T", run.teacher, NONE, NONE, NONE, NONE
         parts = _similarity(run), _matching(run), _context(run), _init(run)
         return run.name, "S", _short(run), *parts
 

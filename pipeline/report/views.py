@@ -53,6 +53,8 @@ class Card:
     title: str
     name: str
     share: float
+    teacher: float | None
+    chance: float | None
     picture: Markup
 
 
@@ -138,7 +140,7 @@ def _cards(runs: Sequence[RunFacts]) -> list[Card]:
         teacher, chance = (run.score(name, *key) for name in ("teacher", "chance"))
         title = f"{title_of(key)} accuracy" if key[1] in ("top1", "accuracy") else title_of(key)
         picture = gauge(f"{title} of {run.name}", share, teacher, chance)
-        cards.append(Card(title[0].upper() + title[1:], run.name, share, picture))
+        cards.append(Card(title[0].upper() + title[1:], run.name, share, teacher, chance, picture))
     return cards
 
 
