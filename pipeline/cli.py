@@ -27,6 +27,7 @@ from pipeline.cli_options import set_option as _set
 from pipeline.cli_options import shards_option as _shards
 from pipeline.cli_pretrain import pretrain
 from pipeline.cli_probe import probe
+from pipeline.cli_report import report
 from pipeline.cli_sweep import sweep
 from pipeline.cli_train import train_student
 from pipeline.errors import BeamclipError
@@ -222,6 +223,7 @@ main.add_command(data)
 main.add_command(pretrain)
 main.add_command(probe)
 main.add_command(sweep)
+main.add_command(report)
 main.add_command(train_student)
 
 

@@ -75,11 +75,25 @@ LEVELS = (
     {"online", "probing", "encoders"},
     {"transfer", "trials", "sweep_table"},
     {"sweep"},
+    {"report.svg", "report.collect"},
+    {"report.charts", "report.maps", "report.seen", "report.cost"}
+    | {"report.scores", "report.tables"},
+    {"report.pictures", "report.classes", "report.curves", "report.caveats"}
+    | {"report.neighbours"},
+    {"report.retrieval"},
+    {"report.views"},
+    {"report.page"},
     {"cli_anchors", "cli_cache", "cli_captions", "cli_data", "cli_train", "cli_pretrain"}
-    | {"cli_probe", "cli_sweep"},
+    | {"cli_probe", "cli_report", "cli_sweep"},
     {"cli"},
 )
-UNLEVELLED = {"", "cache", "audit", "datasets"}  # empty packages: a docstring and nothing else
+UNLEVELLED = {
+    "",
+    "cache",
+    "audit",
+    "datasets",
+    "report",
+}  # empty packages: a docstring and nothing else
 
 
 def module_name(path: Path) -> str:

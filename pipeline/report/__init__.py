@@ -1,0 +1,1 @@
+"""Runs, laid out as one page to look at, and as tables for a paper."""
