@@ -79,7 +79,7 @@ def evaluate_run(
     spec = runnable(spec, {"train", "teacher", "anchors"}, {"captions": why}, asked=asked)
     if "anchors" in needs_of(spec):
         context["anchors"] = test.anchors(data.zeroshot)
-    if "captions" in needs_of(spec):
+    if captions is not None:
         context["captions"] = captions
     if "train" not in needs_of(spec):
         del splits["train"]

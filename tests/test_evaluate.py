@@ -135,6 +135,19 @@ def test_a_recipe_may_run_some_probes_only(
     assert all(list(probes) == ["zeroshot"] for probes in scores.values())
 
 
+def test_captions_of_the_test_split_are_retrieved_by_where_there_are_any(
+    captioned_cache: Path, captioned_shards: Path, recipe_file: Path, tmp_path: Path
+) -> None:
+    recipe = small_recipe(recipe_file, "probes.run=[retrieval]", "training.epochs=1")
+    train(recipe, captioned_cache, captioned_shards, tmp_path / "run")
+    scores = probe(tmp_path / "run")
+    for encoder in ("teacher", *WEIGHTS):
+        found = scores[encoder]["retrieval"]
+        assert 0 <= found["text_to_image_r1"] <= found["text_to_image_r10"] <= 1
+        assert "class_p5" in found
+    assert scores["teacher"] != scores["student"]
+
+
 def test_skipped_images_count_for_nobody(recipe_file: Path, tmp_path: Path) -> None:
     """Not for chance either: every row is scored on the same images."""
     write_shards(labelled_samples(12, seed=1), tmp_path / "shards", "train", per_shard=20)
