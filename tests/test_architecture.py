@@ -56,8 +56,13 @@ LEVELS = (
         "targets",
         "probes.contract",
     },
-    {"probes.checks", "probes.nearness"},
-    {"probes.linear", "probes.zeroshot", "probes.knn", "probes.retrieval", "probes.agreement"},
+    {"probes.choices", "probes.draw", "probes.recall", "probes.softmax", "probes.spectrum"}
+    | {"probes.checks", "probes.nearness"},
+    {"probes.labelled", "probes.logistic"},
+    {"probes.search"},
+    {"probes.scoring"},
+    {"probes.linear", "probes.fewshot"}
+    | {"probes.zeroshot", "probes.knn", "probes.retrieval", "probes.agreement"},
     {"rows", "audit.captions"},
     {"batches", "unit", "renderer", "renderpool", "audit.verify", "audit.diff", "anchor_report"},
     {"held_out", "logbook", "resident", "feeder"},

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 
 from pipeline.options import options
-from pipeline.probes import agreement, knn, linear, retrieval, zeroshot
+from pipeline.probes import agreement, fewshot, knn, linear, retrieval, zeroshot
 from pipeline.probes.agreement import AgreementOptions
+from pipeline.probes.choices import LinearOptions
 from pipeline.probes.contract import Probe
+from pipeline.probes.fewshot import FewshotOptions
 from pipeline.probes.knn import KnnOptions
-from pipeline.probes.linear import LinearOptions
 from pipeline.probes.retrieval import RetrievalOptions
 from pipeline.probes.zeroshot import ZeroshotOptions
 
@@ -20,6 +21,7 @@ PROBES: Mapping[str, Probe] = {
     "agreement": Probe(
         agreement.run, "agreement", frozenset({"teacher", "anchors"}), by_chance=False
     ),
+    "fewshot": Probe(fewshot.run, "accuracy", frozenset({"train"})),
 }
 
 
@@ -33,6 +35,7 @@ class ProbeOptions:
     knn: KnnOptions = KnnOptions()
     retrieval: RetrievalOptions = RetrievalOptions()
     agreement: AgreementOptions = AgreementOptions()
+    fewshot: FewshotOptions = FewshotOptions()
 
     def __post_init__(self) -> None:
         if not self.run:
