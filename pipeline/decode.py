@@ -3,6 +3,7 @@
 Shape letters: H W pixels.
 """
 
+import contextlib
 import io
 import warnings
 
@@ -11,6 +12,7 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.errors import SampleError
+from pipeline.jpegs import shortened
 from pipeline.options import options
 
 FULL = 8  # scales are counted in eighths, as libjpeg does
@@ -47,16 +49,17 @@ class DecodePolicy:
 class SourceImage:
     """An image to cut views from; pixels are decoded when asked for, once per scale.
 
-    width, height: of the whole image, in pixels.
+    width, height: of the whole image, in pixels. seen_whole: these very bytes were decoded to the
+    end before, without a SampleError, so that a JPEG's end need not be looked at again.
     """
 
-    def __init__(self, encoded: bytes, policy: DecodePolicy) -> None:
+    def __init__(self, encoded: bytes, policy: DecodePolicy, *, seen_whole: bool = False) -> None:
         """Check the header; raises SampleError with a countable reason."""
         if not encoded:
             raise SampleError("empty", "the image has 0 bytes")
         if len(encoded) > policy.max_bytes:
             raise SampleError("too-many-bytes", f"{len(encoded)} bytes, at most {policy.max_bytes}")
-        self._encoded, self._policy = encoded, policy
+        self._encoded, self._policy, self._seen_whole = encoded, policy, seen_whole
         self._decoded: dict[int, np.ndarray] = {}
         size = _jpeg_size(encoded)
         self._scalable = size is not None
@@ -74,29 +77,61 @@ class SourceImage:
         image._scalable, image._decoded = False, {FULL: np.ascontiguousarray(pixels_HW3)}
         return image
 
-    def pixels(self, eighths: int = FULL) -> np.ndarray:
+    def size(self, eighths: int = FULL) -> tuple[int, int]:
+        """Return width and height of what `pixels` shows at a scale, rows left out included."""
+        if not self._scalable:
+            return self.width, self.height
+        return -(-self.width * eighths // FULL), -(-self.height * eighths // FULL)
+
+    def pixels(self, eighths: int = FULL, *, rows: int | None = None) -> np.ndarray:
         """Return uint8 [H,W,3] RGB at `eighths`/8 of the size, or the whole if it has no smaller.
 
-        The array is C-contiguous. The full size equals Pillow's decoding, byte for byte. Raises
-        SampleError.
+        rows: how many are needed from the top; an image that was seen whole may come without some
+        of those below. The array is C-contiguous. The full size equals Pillow's decoding, byte for
+        byte. Raises SampleError. Ask for `size` afterwards: decoding may find that an image has no
+        smaller scale.
         """
-        if eighths not in self._decoded and self._scalable:
-            self._decode_jpeg(eighths)
+        if self._scalable:
+            height = self.size(eighths)[1]
+            needed = height if rows is None else min(rows, height)
+            if eighths not in self._decoded or len(self._decoded[eighths]) < needed:
+                self._decode_jpeg(eighths, needed)
         return self._decoded[eighths if self._scalable else FULL]
 
-    def _decode_jpeg(self, eighths: int) -> None:
+    def _decode_jpeg(self, eighths: int, rows: int) -> None:
+        if self._seen_whole and (short := shortened(self._encoded, rows, eighths)):
+            with contextlib.suppress(ValueError):
+                self._decoded[eighths] = self._scaled(*short, eighths, strict=False)
+                return
         try:
-            self._decoded[eighths] = simplejpeg.decode_jpeg(
-                self._encoded,
-                min_height=-(-self.height * eighths // FULL),
-                min_width=-(-self.width * eighths // FULL),
-            )
+            self._decoded[eighths] = self._scaled(self._encoded, self.height, eighths, strict=True)
         except ValueError as error:
             if "premature end" in str(error).lower():  # Pillow would fill in what is missing
                 raise SampleError("truncated", str(error)[:200]) from None
-            # Damaged, or merely unusual: Pillow has the last word.
-            self._scalable = False
-            self._decoded[FULL] = _decode_any(self._encoded, self._policy)
+            self._decode_damaged(eighths)
+
+    def _decode_damaged(self, eighths: int) -> None:
+        """Decode what is damaged, or merely unusual: Pillow says whether it is an image.
+
+        The scale stays what it was, so that pixels do not hang on damage further down.
+        """
+        whole_HW3 = _decode_any(self._encoded, self._policy)
+        try:
+            self._decoded[eighths] = self._scaled(self._encoded, self.height, eighths, strict=False)
+        except ValueError:
+            self._scalable, self._decoded[FULL] = False, whole_HW3
+
+    def _scaled(
+        self, encoded: bytes | bytearray, height: int, eighths: int, *, strict: bool
+    ) -> np.ndarray:
+        """Decode all rows of a JPEG, `height` by its header; raises ValueError."""
+        pixels_HW3: np.ndarray = simplejpeg.decode_jpeg(
+            encoded,
+            min_height=-(-height * eighths // FULL),
+            min_width=-(-self.width * eighths // FULL),
+            strict=strict,
+        )
+        return pixels_HW3
 
 
 def decode(encoded: bytes, policy: DecodePolicy) -> np.ndarray:
@@ -110,7 +145,7 @@ def _jpeg_size(encoded: bytes) -> tuple[int, int] | None:
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
-    except ValueError:
+    except (ValueError, KeyError):  # KeyError: of a subsampling that it has no name for
         return None
     return (width, height) if colours in ("YCbCr", "Gray") else None
 

@@ -26,7 +26,8 @@ _COLUMNS = ("shard", "offset", "bytes", "digest", "label")
 class RowReader:
     """The images and labels of one split; `files` are the cache's shards, in its order.
 
-    check_digests: hold every image against the digest that the cache recorded. ahead: how many
+    check_digests: hold every image against the digest that the cache recorded; what it matches, the
+    cache has seen whole, so that rows below a crop need not be decoded. ahead: how many
     batches a loader's process makes before the first is taken; in such a process, memory of views
     is used again when that many and two more have been made.
     """
@@ -63,7 +64,9 @@ class RowReader:
         views = {size: self._memory.blank(len(rows_B), size) for size in sizes}
         for place, (row, params) in enumerate(zip(rows_B, params_BP.tolist(), strict=True)):
             try:
-                image = SourceImage(self._encoded(row), self._policy)
+                image = SourceImage(
+                    self._encoded(row), self._policy, seen_whole=self._check_digests
+                )
                 for size in sizes:
                     out = views[size][place : place + 1]
                     render_geometry(image, [ViewParams(*params)], size, out=out)

@@ -39,10 +39,9 @@ def render_geometry(
     """
     views_V3SS = blank_views(len(params), size) if out is None else out
     for number, view in enumerate(params):
-        pixels_HW3 = image.pixels(decoding_scale(view, image.width, image.height, size))
         two_step = GEOMETRIES[int(view.geometry)] != "crop"
         render = _resize_then_cut if two_step else _cut_then_resize
-        pixels = render(pixels_HW3, view, size)
+        pixels = render(image, view, size)
         views_V3SS[number] = pixels.flip(2) if view.flip else pixels
     return views_V3SS
 
@@ -78,10 +77,9 @@ def pixel_box(view: ViewParams, width: int, height: int) -> tuple[int, int, int,
     return left, top, wide, tall
 
 
-def _cut_then_resize(image_HW3: np.ndarray, view: ViewParams, size: int) -> Tensor:
-    height, width = image_HW3.shape[:2]
-    left, top, wide, tall = pixel_box(view, width, height)
-    box_HW3 = torch.from_numpy(image_HW3[top : top + tall, left : left + wide])
+def _cut_then_resize(image: SourceImage, view: ViewParams, size: int) -> Tensor:
+    box_HW3 = torch.from_numpy(_cut(image, view, size))
+    tall, wide = box_HW3.shape[:2]
     # Strides that say channels_last: permute() would leave them ambiguous for a batch of one, and
     # interpolate() would take its slower way.
     row = box_HW3.stride(0)
@@ -93,11 +91,22 @@ def _cut_then_resize(image_HW3: np.ndarray, view: ViewParams, size: int) -> Tens
     )[0]
 
 
-def _resize_then_cut(image_HW3: np.ndarray, view: ViewParams, size: int) -> Tensor:
+def _cut(image: SourceImage, view: ViewParams, size: int) -> np.ndarray:
+    """Return the pixels of a crop's box, uint8 [H,W,3], decoded no further down than that."""
+    eighths = decoding_scale(view, image.width, image.height, size)
+    expected = image.size(eighths)
+    left, top, wide, tall = pixel_box(view, *expected)
+    pixels_HW3 = image.pixels(eighths, rows=top + tall)
+    if image.size(eighths) != expected:  # it turned out to have no smaller scale
+        left, top, wide, tall = pixel_box(view, image.width, image.height)
+    return pixels_HW3[top : top + tall, left : left + wide]
+
+
+def _resize_then_cut(image: SourceImage, view: ViewParams, size: int) -> Tensor:
     """Resize by the mode's rule, then cut or pad at the centre, as open_clip's preprocess does."""
-    height, width = image_HW3.shape[:2]
+    image_HW3 = image.pixels()
     mode = GEOMETRIES[int(view.geometry)]
-    wide, tall = _resized(width, height, size, mode)
+    wide, tall = _resized(image.width, image.height, size, mode)
     resample = _PILLOW[INTERPOLATIONS[int(view.interpolation)]]
     pixels_HW3 = np.array(Image.fromarray(image_HW3).resize((wide, tall), resample))
     canvas_SS3 = np.zeros((size, size, 3), np.uint8)

@@ -17,7 +17,7 @@ LEVELS = (
     {"errors"},
     {"options", "contracts", "durable", "storage", "yamlfile", "audit.findings", "bank", "ranks"},
     {"tar", "patterns", "cluster", "dispatch", "cli_options", "teacher_folder"}
-    | {"hub", "checkpoints", "fitting", "stems"},
+    | {"hub", "checkpoints", "fitting", "stems", "jpegs"},
     {"templates", "cutting", "ambiguity", "optimizing"},
     {"losses.contract", "losses.similarity"},
     {"losses.anchors", "losses.targets", "losses.relations", "losses.labels"},

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pipeline.batches import TrainingBatches, ViewBatch, check_cache, eval_batches
 from pipeline.cache.reader import TargetCache
@@ -21,6 +22,7 @@ from pipeline.runtime import torch_threads
 from pipeline.schedule import EVAL, Schedule, ViewParams
 from pipeline.shards import Sample, Shard, find_shards, read_samples, write_shards
 from pipeline.views import render_views
+from tests.images import picture, saved
 from tests.inputs import build, labelled_samples
 
 CPU = torch.device("cpu")
@@ -47,6 +49,22 @@ def holed(tmp_path_factory: pytest.TempPathFactory, recipe_file: Path) -> tuple[
         samples[4][1][extension] = image[: len(image) // 2]
         write_shards(samples, folder / "shards", split, per_shard=8)
     return build(folder / "cache", folder / "shards", recipe_file), folder / "shards"
+
+
+@pytest.fixture(scope="session")
+def jpegs(tmp_path_factory: pytest.TempPathFactory, recipe_file: Path) -> tuple[Path, Path]:
+    """Shards of larger JPEGs, some with bytes too many before the end, and their cache."""
+    folder = tmp_path_factory.mktemp("jpegs")
+    samples = []
+    for number in range(12):
+        image = Image.fromarray(picture(150 + number, 120, number))
+        encoded = saved(image, "JPEG", subsampling=number % 3, progressive=number == 5)
+        if number % 4 == 1:
+            encoded = encoded[:-2] + b"more" + encoded[-2:]
+        samples.append((f"{number:05d}", {"jpg": encoded, "cls": b"0"}))
+    write_shards(samples, folder / "shards", "train", per_shard=12)
+    wide = ("schedule.crop_scale=[0.2,1.0]", "views=2")
+    return build(folder / "cache", folder / "shards", recipe_file, *wide), folder / "shards"
 
 
 def source(cache: TargetCache, shards: list[Shard], **changes: int) -> TrainingBatches:
@@ -97,6 +115,20 @@ class TestViews:
                 encoded = samples[row].image().content
                 assert torch.equal(views[i], render_views(encoded, [params], px)[0])
                 assert np.array_equal(batch.params_BP[i], np.array(params, np.float32))
+
+    def test_at_several_sizes_are_those_of_stage_one_though_rows_below_are_left_out(
+        self, jpegs: tuple[Path, Path]
+    ) -> None:
+        cache, shards = TargetCache.open(jpegs[0]), find_shards([str(jpegs[1])])
+        samples = samples_by_row(cache, shards)
+        sizes = (20, TEACHER_PX, 96)
+        batches = TrainingBatches(cache, shards, sizes=sizes, batch_size=4, num_views=2, seed=0)
+        for step, batch in enumerate(batches.starting_at(0, 6)):
+            for i, row in enumerate(batch.rows_B.tolist()):
+                params = scheduled(cache, samples[row], row, step // 3)
+                for size in sizes:
+                    expected = render_views(samples[row].image().content, [params], size)[0]
+                    assert torch.equal(batch.views(CPU, size)[i], expected)
 
     def test_of_an_epoch_are_the_views_of_its_number_in_turn(
         self, cache: TargetCache, shards: list[Shard]
@@ -275,6 +307,19 @@ class TestShards:
             list(source(cache, shards).starting_at(0, 3))
         found = list(source(cache, shards, check_digests=False).starting_at(0, 3))
         assert sorted(r for batch in found for r in batch.rows_B.tolist()) == list(range(24))
+
+    def test_a_jpeg_that_was_cut_is_noticed_without_digests_too(
+        self, jpegs: tuple[Path, Path], tmp_path: Path
+    ) -> None:
+        folder = Path(shutil.copytree(jpegs[1], tmp_path / "shards"))
+        cache = TargetCache.open(jpegs[0])
+        end = int(cache.column("offset")[7] + cache.column("bytes")[7])
+        with open(folder / "train-000000.tar", "r+b") as file:
+            file.seek(end - 300)
+            file.write(b"\xff\xd9" + bytes(298))  # an end mark, too early
+        batches = source(cache, find_shards([str(folder)]), check_digests=False)
+        with pytest.raises(ShardError, match=r"train-000000\.tar: sample 7: truncated"):
+            list(batches.starting_at(0, 2))
 
     def test_two_samples_of_equal_size_that_changed_places_are_noticed(
         self, cache: TargetCache, own: Path

@@ -337,3 +337,43 @@ def test_a_cut_jpeg_is_refused_at_every_scale(eighths: int) -> None:
     with pytest.raises(SampleError) as caught:
         image.pixels(eighths)
     assert caught.value.reason == "truncated"
+
+
+# --- decoding no further down than is needed -------------------------------------------------
+
+
+def test_only_what_was_seen_whole_is_decoded_in_part() -> None:
+    encoded = saved(Image.fromarray(picture(320, 240)), "JPEG")
+    for eighths in SCALES:
+        tall = 240 * eighths // FULL
+        assert len(SourceImage(encoded, POLICY).pixels(eighths, rows=1)) == tall
+        known = SourceImage(encoded, POLICY, seen_whole=True)
+        assert len(known.pixels(eighths, rows=1)) < tall / 4
+        assert known.size(eighths) == (320 * eighths // FULL, tall)
+
+
+def test_rows_that_are_asked_for_later_are_decoded_then() -> None:
+    encoded = saved(Image.fromarray(picture(320, 240)), "JPEG")
+    image = SourceImage(encoded, POLICY, seen_whole=True)
+    for rows in (10, 100, 50, 240):
+        found = image.pixels(rows=rows)
+        assert len(found) >= rows
+        assert (found[:rows] == decode(encoded, POLICY)[:rows]).all()
+    assert image.pixels().shape == (240, 320, 3)
+
+
+def test_a_jpeg_with_bytes_too_many_keeps_its_scales() -> None:
+    """Else what is seen of it would hang on whether a decoder comes to those bytes."""
+    whole = saved(Image.fromarray(picture(320, 240)), "JPEG")
+    more = whole[:-2] + b"more" + whole[-2:]
+    for eighths in SCALES:
+        expected = SourceImage(whole, POLICY).pixels(eighths)
+        assert (SourceImage(more, POLICY).pixels(eighths) == expected).all()
+
+
+@pytest.mark.parametrize("eighths", SCALES)
+def test_a_cut_jpeg_is_refused_though_its_first_rows_are_there(eighths: int) -> None:
+    whole = saved(Image.fromarray(picture(320, 240)), "JPEG")
+    for encoded in (whole[: len(whole) // 2], whole[: len(whole) // 2] + whole[-2:]):
+        with pytest.raises(SampleError):
+            SourceImage(encoded, POLICY).pixels(eighths, rows=1)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
@@ -182,8 +182,9 @@ def test_geometry_is_the_same_from_any_memory_layout() -> None:
         assert torch.equal(geometry(other, params, 32), expected)
 
 
-@given(st.integers(1, 80), st.integers(1, 80), st.integers(1, 90), st.sampled_from(INTERPOLATIONS))
-@example(1, 1, 1, "bicubic")
+# From 2 pixels on: torch itself fails to make one pixel out of planes of colour.
+@given(st.integers(1, 80), st.integers(1, 80), st.integers(2, 90), st.sampled_from(INTERPOLATIONS))
+@example(1, 1, 2, "bicubic")
 def test_colours_that_lie_together_resize_as_planes_of_colour_do(
     wide: int, tall: int, size: int, mode: str
 ) -> None:
@@ -313,3 +314,41 @@ def test_views_do_not_depend_on_which_others_are_rendered_from_the_image() -> No
     together = render_views(encoded, params, 64)
     alone = [render_views(encoded, [view], 64)[0] for view in params]
     assert torch.equal(together, torch.stack(alone))
+
+
+# --- decoding no further down than the crop --------------------------------------------------
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(20, 300),
+    st.integers(20, 300),
+    st.integers(0, 2),
+    st.sampled_from([{}, {"progressive": True}, {"restart_marker_rows": 2}]),
+    st.integers(0, 2**32),
+)
+def test_views_of_a_jpeg_that_was_seen_whole_are_those_of_the_whole(
+    width: int, height: int, subsampling: int, options: dict[str, Any], seed: int
+) -> None:
+    pixels = Image.fromarray(picture(width, height))
+    encoded = saved(pixels, "JPEG", subsampling=subsampling, **options)
+    views = [Schedule(seed=seed).params("a", view, width, height) for view in range(4)]
+    for view in [*views, EvalSchedule().params("a", 0, width, height)]:
+        known = SourceImage(encoded, POLICY, seen_whole=True)
+        for size in (17, 64, 96):  # several scales, and several sizes of one
+            expected = render_geometry(SourceImage(encoded, POLICY), [view], size)
+            assert torch.equal(render_geometry(known, [view], size), expected)
+
+
+def test_sizes_that_share_a_scale_share_one_decoding() -> None:
+    encoded = saved(Image.fromarray(picture(300, 240)), "JPEG")
+    view = ViewParams(x=0.1, y=0.1, width=0.8, height=0.5)
+    image = SourceImage(encoded, POLICY, seen_whole=True)
+    for eighths, sizes in ((FULL, (112, 80, 100)), (4, (60, 40, 50))):
+        decoded = set()
+        for size in sizes:
+            assert decoding_scale(view, 300, 240, size) == eighths
+            render_geometry(image, [view], size)
+            decoded.add(id(image.pixels(eighths, rows=1)))
+        assert len(decoded) == 1
+        assert len(image.pixels(eighths, rows=1)) < 0.75 * 240 * eighths / FULL
