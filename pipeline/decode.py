@@ -111,7 +111,7 @@ class SourceImage:
             self._decode_damaged(eighths)
 
     def _decode_damaged(self, eighths: int) -> None:
-        """Decode what is damaged, or merely unusual: Pillow has the last word on whether it is one.
+        """Decode what is damaged, or merely unusual: Pillow says whether it is an image.
 
         The scale stays what it was, so that pixels do not hang on damage further down.
         """
