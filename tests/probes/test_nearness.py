@@ -31,14 +31,20 @@ def test_rank_is_the_place_in_a_stable_sort(levels: int) -> None:
     np.testing.assert_array_equal(rank_of(given_BN, place_B), expected_B)
 
 
-@pytest.mark.parametrize("count", [3, 41, 700, 2111])
-def test_equal_rows_have_equal_products_to_the_last_bit(count: int) -> None:
-    bank_ND = rows(count, seed=0)
+@pytest.mark.parametrize("queries", [1, 2, 7, 40])
+@pytest.mark.parametrize("count", [3, 13, 41, 700, 2111])
+def test_equal_rows_have_equal_products_to_the_last_bit(count: int, queries: int) -> None:
+    generator = np.random.default_rng(0)
+    query_QD, bank_ND = (
+        generator.normal(size=(n, 512)).astype(np.float32) for n in (queries, count)
+    )
     bank_ND[-1] = bank_ND[1]
     twice_ND = np.concatenate([bank_ND, bank_ND[::-1]])
-    for _, product_BN in products(rows(33, seed=1), twice_ND):
-        np.testing.assert_array_equal(product_BN[:, :count], product_BN[:, count:][:, ::-1])
-        np.testing.assert_array_equal(product_BN[:, 1], product_BN[:, count - 1])
+    (_, product_BN), *more = products(query_QD, twice_ND)
+    assert not more
+    np.testing.assert_array_equal(product_BN[:, :count], product_BN[:, count:][:, ::-1])
+    np.testing.assert_array_equal(product_BN[:, 1], product_BN[:, count - 1])
+    np.testing.assert_allclose(product_BN, query_QD @ twice_ND.T, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
