@@ -162,6 +162,7 @@ class TestAgain:
         self, finished: tuple[RunDir, dict[str, Any]], tmp_path: Path
     ) -> None:
         before = finished[1]
+        assert before["student"] != before["student_raw"]
         run = RunDir(Path(shutil.copytree(finished[0].path, tmp_path / "run")))
         raw = run.load_weights("student_raw")
         run.save_weights({"student": raw, "student_raw": raw})

@@ -17,7 +17,7 @@ from pipeline.evaluate import Scores
 from pipeline.features import teacher_features
 from pipeline.labelled import EvalView, read_splits, rendered_rows
 from pipeline.probes import PROBES, ProbeOptions
-from pipeline.probes.contract import Subject
+from pipeline.probes.contract import Probe, Subject
 from pipeline.prompts import load_sets
 from pipeline.rundir import RunDir
 from pipeline.schedule import EVAL, EvalSchedule
@@ -125,7 +125,8 @@ class TestEncoders:
     def test_zero_shot_without_texts_is_refused_by_name_and_else_left_out(
         self, teacher_dir: Path, shards_dir: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        assert list(scored(teacher_dir, shards_dir)[str(teacher_dir)]) == ["linear"]
+        found = scored(teacher_dir, shards_dir)
+        assert list(found[str(teacher_dir)]) == list(found["chance"]) == ["linear"]
         assert "left out: the zeroshot probe needs a prompt set" in caplog.text
         with pytest.raises(ProbeError, match=r"zeroshot probe needs a prompt set .* --prompts"):
             scored(teacher_dir, shards_dir, asked=True)
@@ -195,6 +196,22 @@ class TestOtherDatasets:
             for kept in map(np.load, (run_copy / "features").iterdir())
         }
         assert {row["zeroshot"]["top1"] for row in list(found["squares"].values())[:2]} == shares
+
+    def test_probes_that_need_the_runs_own_images_are_left_out(
+        self,
+        run_copy: Path,
+        other_shards: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        teachers = Probe(PROBES["zeroshot"].run, "top1", frozenset({"teacher"}))
+        monkeypatch.setitem(PROBES, "zeroshot", teachers)  # type: ignore[misc]
+        datasets = {"other": [str(other_shards)]}
+        found = probe_on(run_copy, datasets, device="cpu")["other"]
+        assert all(list(probes) == ["linear"] for probes in found.values())
+        assert "left out: the zeroshot probe needs the teacher's targets" in caplog.text
+        with pytest.raises(ProbeError, match="the zeroshot probe needs the teacher's targets"):
+            probe_on(run_copy, datasets, probes=["zeroshot"], device="cpu")
 
     def test_need_neither_the_cache_nor_the_runs_own_shards(
         self, run_copy: Path, other_shards: Path
