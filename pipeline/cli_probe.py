@@ -105,7 +105,7 @@ class _Asked:
         """Raise a usage error for options that say nothing in this form of the command."""
         for name in names:
             if getattr(self, name):
-                shown = name.replace("_", "-")
+                shown = _SHOWN.get(name, name)
                 raise click.UsageError(f"--{shown} has no place beside {form}")
 
     def tell(self, line: str) -> None:
@@ -113,6 +113,7 @@ class _Asked:
         click.echo(line, err=True)
 
 
+_SHOWN = {"datasets": "on", "prompt_set": "prompt-set"}
 _OF_ENCODERS = ("recipe", "prompts", "prompt_set", "model", "stem", "keep", "out")
 
 

@@ -94,7 +94,7 @@ def evaluate_run(
         load_weights(student, run.load_weights(name), where=run.path / WEIGHTS[name])
         features = _StudentFeatures(student.to(device), data, input_px, device, store, workers)
         results[name] = probed(splits, features, spec, context)
-    scores = as_scores(results, _of_valid(test, "label"), spec)
+    scores = as_scores(results, _of_valid(test, "label"))
     run.write_scores(scores)
     run.write_details(as_details(results))
     return scores
@@ -176,7 +176,7 @@ def runnable(
     return replace(spec, run=tuple(kept))
 
 
-def as_scores(results: Results, test_labels_N: np.ndarray, spec: ProbeOptions) -> Scores:
+def as_scores(results: Results, test_labels_N: np.ndarray) -> Scores:
     """Return {encoder: {probe: {score: value}}} with `chance` as the last encoder.
 
     test_labels_N: of the rows that were scored. Chance is what always naming their commonest class
@@ -189,7 +189,8 @@ def as_scores(results: Results, test_labels_N: np.ndarray, spec: ProbeOptions) -
     known_N = test_labels_N[test_labels_N >= 0]
     if len(known_N):
         share = float(np.bincount(known_N).max() / len(known_N))
-        by_chance = [name for name in spec.run if PROBES[name].by_chance]
+        ran = dict.fromkeys(name for probes in results.values() for name in probes)
+        by_chance = [name for name in ran if PROBES[name].by_chance]
         scores["chance"] = {name: {PROBES[name].headline: share} for name in by_chance}
     return scores
 

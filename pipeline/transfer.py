@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from pipeline import runtime
+from pipeline.anchors import named_anchors
 from pipeline.cache import layout
-from pipeline.cache.reader import Anchors, TargetCache, read_anchors, read_manifest
+from pipeline.cache.reader import Anchors, TargetCache, read_manifest
 from pipeline.contracts import Features
 from pipeline.encoders import Encoder, PlainOptions, open_encoder, run_encoder
 from pipeline.errors import CacheMismatchError, ProbeError
@@ -53,12 +54,14 @@ class Texts:
 
     prompts: a set that its own text tower embeds. cache: of a teacher, whose anchors `zeroshot` and
     captions serve encoders of that teacher's space, by whole names; why: there is no `zeroshot`.
+    same_images: whether the cache is of the test images themselves, and not of other ones.
     """
 
     prompts: PromptSet | None = None
     cache: Path | None = None
     zeroshot: str | None = None
     captions: str | None = None
+    same_images: bool = True
     why: str = "give --prompts and --prompt-set, or --cache and --zeroshot"
 
 
@@ -98,7 +101,7 @@ def probe_encoders(
         texts = replace(texts, zeroshot=own.name if own else None)
     splits = _read("the shards", shards, spec, tell)
     results, labels_N = _scored(encoders, splits, texts, scoring)
-    return as_scores(results, labels_N, spec), as_details(results)
+    return as_scores(results, labels_N), as_details(results)
 
 
 def probe_on(
@@ -132,7 +135,7 @@ def probe_on(
         splits = _read(dataset, found, spec, tell)
         texts = _texts_for(dataset, cache, zeroshot, recipe.prompts.zeroshot)
         results, labels_N = _scored(encoders, splits, texts, scoring)
-        scores[dataset] = as_scores(results, labels_N, spec)
+        scores[dataset] = as_scores(results, labels_N)
         run.write_transfer(dataset, scores[dataset], as_details(results))
     return scores
 
@@ -206,13 +209,13 @@ def _context(
     if "anchors" in needed:
         found["anchors"], why["anchors"] = _anchors(name, encoder, texts)
     cache = None
-    if texts.cache is not None and needed & {"captions", "teacher"}:
+    if texts.cache is not None and texts.same_images and needed & {"captions", "teacher"}:
         cache = _test_of(texts.cache, splits["test"])
         found["teacher"], why["teacher"] = teacher_features(cache), ""
     if cache is not None and "captions" in needed:
         found["captions"], why["captions"] = captions_of(cache, texts.captions)
         if encoder.space != known_teacher(cache.manifest):
-            found["captions"], why["captions"] = None, _foreign(name, cache.path, "captions")
+            found["captions"], why["captions"] = None, f"captions {_foreign(name, cache.path)}"
     spec = runnable(scoring.spec, splits.keys() & {"train"}, why, asked=scoring.asked)
     return spec, {part: value for part, value in found.items() if value is not None}
 
@@ -226,13 +229,14 @@ def _anchors(name: str, encoder: Encoder, texts: Texts) -> tuple[Anchors | None,
     if texts.cache is None or texts.zeroshot is None:
         tower = "" if encoder.teacher is not None else f"{name} has no text tower; "
         return None, f"{_NO_ANCHORS}{tower}{texts.why}"
-    if encoder.space != known_teacher(read_manifest(texts.cache)):
-        return None, _foreign(name, texts.cache, _NO_ANCHORS)
-    return read_anchors(texts.cache, texts.zeroshot), ""
+    manifest = read_manifest(texts.cache)
+    if encoder.space != known_teacher(manifest):
+        return None, f"a prompt set {_foreign(name, texts.cache)}"
+    return named_anchors(texts.cache, manifest, texts.zeroshot), ""
 
 
-def _foreign(name: str, cache: Path, what: str) -> str:
-    return f"{what} of the encoder's space: {name} does not embed into that of {cache}'s teacher"
+def _foreign(name: str, cache: Path) -> str:
+    return f"in the encoder's space: {name} does not embed into that of the teacher of {cache}"
 
 
 def _test_of(path: Path, split: LabelledSplit) -> TargetCache:
@@ -268,14 +272,11 @@ def _texts_for(dataset: str, cache: Path | None, asked: str | None, usual: str) 
     """Choose among a cache's prompt sets the one of a dataset."""
     if cache is None:
         return Texts(why="the run's cache is gone; give --cache")
-    known = layout.anchor_names(cache)
-    mine = [name for name in known if name.startswith(f"{dataset}-")]
-    if asked is not None:
-        return Texts(cache=cache, zeroshot=asked)
-    if f"{dataset}-{usual}" in mine or len(mine) == 1:
+    mine = [name for name in layout.anchor_names(cache) if name.startswith(f"{dataset}-")]
+    chosen = asked
+    if chosen is None and (f"{dataset}-{usual}" in mine or len(mine) == 1):
         chosen = f"{dataset}-{usual}" if f"{dataset}-{usual}" in mine else mine[0]
-        return Texts(cache=cache, zeroshot=chosen)
-    none = f"{cache} has none of {dataset}: `beamclip anchors add {cache} --prompts {dataset}`"
-    return Texts(
-        cache=cache, why=f"name one of {', '.join(mine)} with --zeroshot" if mine else none
-    )
+    why = f"{cache} has none of {dataset}: `beamclip anchors add {cache} --prompts {dataset}`"
+    if mine:
+        why = f"name one of {', '.join(mine)} with --zeroshot"
+    return Texts(cache=cache, zeroshot=chosen, same_images=False, why=why)

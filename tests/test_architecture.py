@@ -230,3 +230,4 @@ main(sys.argv[1:])
     shared = ["--shards", shards_dir, "--recipe", recipe, "--set", "training.epochs=1"]
     run("train-student", "--cache", sealed_cache, *shared, "--run", tmp_path / "run")
     assert "teacher" in run("probe", "--run", tmp_path / "run")
+    assert "linear" in run("probe", "--encoder", tmp_path / "run", "--shards", shards_dir)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,21 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from pipeline import probing
 from pipeline.batches import eval_batches
+from pipeline.cache.layout import caption_names
 from pipeline.cache.reader import TargetCache
-from pipeline.errors import CacheError, ProbeError, RunError, StudentError
+from pipeline.errors import (
+    CacheError,
+    CacheMismatchError,
+    ProbeError,
+    RunError,
+    ShardError,
+    StudentError,
+)
 from pipeline.features import student_features, teacher_features
 from pipeline.probes import PROBES
-from pipeline.probes.contract import Subject
+from pipeline.probes.contract import Need, Probe, Result, Subject
 from pipeline.rundir import WEIGHTS, RunDir
 from pipeline.schedule import EVAL
 from pipeline.shards import find_shards, write_shards
@@ -124,6 +134,154 @@ def test_scoring_again_gives_the_same_and_touches_only_the_scores(
     after = {path: path.stat().st_mtime_ns for path in run.path.iterdir()}
     changed = {path.name for path in after if before.get(path) != after[path]}
     assert changed == {"probe.json", "probe-details.json"}
+
+
+def test_details_lie_beside_the_scores(finished: tuple[RunDir, dict[str, Any]]) -> None:
+    run, scores = finished
+    details = json.loads((run.path / "probe-details.json").read_text(encoding="utf-8"))
+    assert list(details) == [name for name in scores if name != "chance"]
+    assert all(list(probes) == ["linear", "zeroshot"] for probes in details.values())
+
+
+class TestAgain:
+    """A run's features are kept: what decided them may be gone, and must not have changed."""
+
+    def test_without_the_shards_gives_the_same(
+        self, shards_dir: Path, recipe_file: Path, tmp_path: Path
+    ) -> None:
+        shards = Path(shutil.copytree(shards_dir, tmp_path / "shards"))
+        run = trained(tmp_path, shards, recipe_file)
+        scores = probe(run.path)
+        shutil.rmtree(shards)
+        assert probe(run.path) == scores
+        shutil.rmtree(run.path / "features")
+        with pytest.raises(ShardError, match="No such file"):
+            probe(run.path)
+
+    def test_with_other_weights_in_the_run_scores_those(
+        self, finished: tuple[RunDir, dict[str, Any]], tmp_path: Path
+    ) -> None:
+        before = finished[1]
+        assert before["student"] != before["student_raw"]
+        run = RunDir(Path(shutil.copytree(finished[0].path, tmp_path / "run")))
+        raw = run.load_weights("student_raw")
+        run.save_weights({"student": raw, "student_raw": raw})
+        after = probe(run.path)
+        assert after["student"] == after["student_raw"] == before["student_raw"]
+
+    def test_with_a_cache_of_other_images_asks_for_them(
+        self, finished: tuple[RunDir, dict[str, Any]], recipe_file: Path, tmp_path: Path
+    ) -> None:
+        run = RunDir(Path(shutil.copytree(finished[0].path, tmp_path / "run")))
+        write_shards(labelled_samples(24, seed=7), tmp_path / "new", "train", per_shard=14)
+        write_shards(labelled_samples(12, seed=8), tmp_path / "new", "test", per_shard=14)
+        cache = build(tmp_path / "cache-of-new", tmp_path / "new", recipe_file)
+        with pytest.raises((CacheMismatchError, ShardError), match="made from"):
+            probe(run.path, cache)  # with the shards of the first
+
+    def test_shards_that_are_named_are_held_against_the_cache_all_the_same(
+        self, finished: tuple[RunDir, dict[str, Any]], tmp_path: Path
+    ) -> None:
+        run = finished[0]
+        write_shards(labelled_samples(5, seed=7), tmp_path / "new", "train", per_shard=14)
+        with pytest.raises(CacheMismatchError, match="made from other shards"):
+            probing.probe(run.path, None, [str(tmp_path / "new")], workers=0, device="cpu")
+
+
+class TestSubject:
+    """What a probe is handed, as one that is registered for the test sees it."""
+
+    @pytest.fixture
+    def subjects(self, monkeypatch: pytest.MonkeyPatch) -> list[Subject]:
+        return registered(monkeypatch, frozenset({"train", "captions", "teacher"}))
+
+    def test_has_the_captions_of_the_test_rows_and_the_teacher(
+        self,
+        subjects: list[Subject],
+        captioned_copy: Path,
+        captioned_shards: Path,
+        recipe_file: Path,
+        tmp_path: Path,
+    ) -> None:
+        recipe = small_recipe(recipe_file, "training.epochs=1", "probes.run=[zeroshot]")
+        train(recipe, captioned_copy, captioned_shards, tmp_path / "run")
+        probe(tmp_path / "run")
+        (name,) = caption_names(captioned_copy)
+        expected = TargetCache.open(captioned_copy, "test", EVAL).captions(name)
+        assert len(subjects) == 3  # teacher, student, student_raw
+        for subject in subjects:
+            assert subject.captions is not None
+            assert subject.teacher is not None
+            assert np.array_equal(subject.captions.rows_K, expected.rows_K)
+            assert np.array_equal(subject.teacher.rows_N, subject.test.rows_N)
+            assert subject.val is None
+        details = json.loads((tmp_path / "run" / "probe-details.json").read_text("utf-8"))
+        assert details["student"] == {"zeroshot": {"rows": 11}}
+
+    def test_of_two_sets_of_captions_one_is_named(
+        self,
+        subjects: list[Subject],
+        captioned_copy: Path,
+        captioned_shards: Path,
+        recipe_file: Path,
+        tmp_path: Path,
+    ) -> None:
+        recipe = small_recipe(recipe_file, "training.epochs=1", "probes.run=[zeroshot]")
+        train(recipe, captioned_copy, captioned_shards, tmp_path / "run")
+        (name,) = caption_names(captioned_copy)
+        folder = captioned_copy / "captions"
+        shutil.copytree(folder / name, folder / "zweite")
+        with pytest.raises(ProbeError, match=rf"one set of captions .*{name}, zweite: --captions"):
+            probe(tmp_path / "run")
+        named = {"captions": "zweite", "workers": 0, "device": "cpu"}
+        probing.probe(tmp_path / "run", None, (), **named)  # type: ignore[arg-type]
+        assert subjects[0].captions is not None
+        assert subjects[0].captions.name == "zweite"
+
+    def test_without_captions_the_probe_is_left_out_unless_it_was_asked_for(
+        self,
+        subjects: list[Subject],
+        finished: tuple[RunDir, dict[str, Any]],
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        run = Path(shutil.copytree(finished[0].path, tmp_path / "run"))
+        scores = probe(run)
+        assert not subjects
+        assert all(list(probes) == ["linear"] for probes in scores.values())
+        assert "left out: the zeroshot probe needs captions of the test samples" in caplog.text
+        asked = {"probes": ["linear", "zeroshot"], "workers": 0, "device": "cpu"}
+        with pytest.raises(ProbeError, match="zeroshot probe needs captions"):
+            probing.probe(run, None, (), **asked)  # type: ignore[arg-type]
+
+    def test_has_the_val_split_that_the_cache_has(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        grown_copy: Path,
+        more_shards: Path,
+        recipe_file: Path,
+        tmp_path: Path,
+    ) -> None:
+        seen = registered(monkeypatch, frozenset({"train"}))
+        recipe = small_recipe(recipe_file, "training.epochs=1", "probes.run=[zeroshot]")
+        train(recipe, grown_copy, more_shards, tmp_path / "run")
+        probe(tmp_path / "run")
+        assert len(seen) == 3
+        for subject in seen:
+            assert subject.val is not None
+            assert subject.val.labels_N.tolist() == [row % 3 for row in range(5)]
+
+
+def registered(monkeypatch: pytest.MonkeyPatch, needs: frozenset[Need]) -> list[Subject]:
+    """Register a probe in the place of one; return the list of what it will be handed."""
+    seen: list[Subject] = []
+
+    def run(subject: Subject, spec: object) -> Result:
+        seen.append(subject)
+        return Result({"top1": 0.5}, {"rows": len(subject.test.rows_N)})
+
+    monkeypatch.setitem(PROBES, "zeroshot", Probe(run, "top1", needs))  # type: ignore[misc]
+    return seen
 
 
 def test_a_recipe_may_run_some_probes_only(
