@@ -75,7 +75,9 @@ def evaluate_run(
     test = splits["test"]
     warn_of_shared_images(*(_of_valid(cache, "digest") for cache in splits.values()))
     context: dict[str, Any] = {"teacher": teacher_features(test)}
-    captions, why = captions_of(test, data.captions)
+    captions, why = None, ""
+    if "captions" in looked_at(spec):
+        captions, why = captions_of(test, data.captions)
     spec = runnable(spec, {"train", "teacher", "anchors"}, {"captions": why}, asked=asked)
     if "anchors" in needs_of(spec):
         context["anchors"] = test.anchors(data.zeroshot)
@@ -152,6 +154,11 @@ def probed(
 def needs_of(spec: ProbeOptions) -> frozenset[Need]:
     """Return all that the probes to run cannot do without."""
     return frozenset[Need]().union(*(PROBES[name].needs for name in spec.run))
+
+
+def looked_at(spec: ProbeOptions) -> frozenset[Need]:
+    """Return all that the probes to run need, or look at if it is there."""
+    return needs_of(spec).union(*(PROBES[name].takes for name in spec.run))
 
 
 def runnable(

@@ -14,6 +14,7 @@ _COLUMNS = {
     ("zeroshot", "top1"): "zero-shot",
     ("linear", "accuracy"): "linear",
     ("linear", "embedding_accuracy"): "linear, embedding",
+    ("fewshot", "accuracy"): "few-shot",
     ("knn", "accuracy"): "k-NN",
     ("retrieval", "image_to_text_r1"): "image-text R@1",
     ("retrieval", "text_to_image_r1"): "text-image R@1",

@@ -23,6 +23,7 @@ from pipeline.evaluate import (
     as_scores,
     captions_of,
     described,
+    looked_at,
     needs_of,
     probed,
     runnable,
@@ -203,7 +204,7 @@ def _context(
     name: str, encoder: Encoder, splits: Splits, texts: Texts, scoring: Scoring
 ) -> tuple[ProbeOptions, dict[str, Any]]:
     """Return the probes that can be run for an encoder, and what they need beside its features."""
-    needed = needs_of(scoring.spec)
+    needed = looked_at(scoring.spec)
     found: dict[str, Any] = {}
     why: dict[str, str] = {}
     if "anchors" in needed:

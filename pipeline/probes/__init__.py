@@ -16,8 +16,13 @@ PROBES: Mapping[str, Probe] = {
     "linear": Probe(linear.run, "accuracy", frozenset({"train"})),
     "zeroshot": Probe(zeroshot.run, "top1", frozenset({"anchors"})),
     "knn": Probe(knn.run, "accuracy", frozenset({"train"})),
-    # Captions are scored where there are any; class prompts are there for every run.
-    "retrieval": Probe(retrieval.run, "class_p5", frozenset({"anchors"}), by_chance=False),
+    "retrieval": Probe(
+        retrieval.run,
+        "class_p5",
+        frozenset({"anchors"}),
+        takes=frozenset({"captions"}),
+        by_chance=False,
+    ),
     "agreement": Probe(
         agreement.run, "agreement", frozenset({"teacher", "anchors"}), by_chance=False
     ),

@@ -61,11 +61,13 @@ class Result:
 class Probe:
     """One evaluation: run(subject, options of its own) -> Result; raises ProbeError.
 
-    headline: the score of it that tables show first. needs: what it cannot do without.
-    by_chance: whether always naming the commonest class says what its headline is by chance.
+    headline: the score of it that tables show first. needs: what it cannot do without. takes: what
+    it looks at besides, if it is there. by_chance: whether always naming the commonest class says
+    what its headline is by chance.
     """
 
     run: Callable[[Subject, Any], Result]
     headline: str
     needs: frozenset[Need] = frozenset()
+    takes: frozenset[Need] = frozenset()
     by_chance: bool = True
