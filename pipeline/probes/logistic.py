@@ -119,7 +119,7 @@ class _Descent:
         self._scale_R = (given.spectrum.variances_R * curvature + self._penalty).rsqrt()
         self._bias_scale = curvature**-0.5
         self._first = 1 if count == 2 else 0  # of two classes the first has no weights
-        self._evaluations, self._largest, self._before = 0, np.inf, np.inf
+        self._evaluations, self._largest, self._before, self._offset = 0, np.inf, np.inf, 0.0
         self._last: tuple[np.ndarray, tuple[float, np.ndarray]] | None = None
 
     def coordinates(self, start: Model | None) -> np.ndarray:
@@ -156,7 +156,7 @@ class _Descent:
         )
 
     def refine(self) -> None:
-        """Go on in float64."""
+        """Take float64 from here on."""
         self.dtype, self._x_NF, self._last = torch.float64, self._given.x_NF.double(), None
 
     def model(self, ended: Any) -> Model:
@@ -193,7 +193,7 @@ class _Descent:
         into_b_T = into_b_C[self._first :]
         self._evaluations += 1
         self._largest = max(float(into_w_TF.abs().max()), float(into_b_T.abs().max()))
-        value = loss + self._penalty * _half_square(weights_TF)
+        value = loss + self._penalty * _half_square(weights_TF) + self._offset
         along_TR = (into_w_TF - into_b_T[:, None] * known.mean_F) @ known.directions_FR
         slope = _joined(along_TR * self._scale_R, into_b_T * self._bias_scale)
         self._last = at.copy(), (value, slope)
@@ -206,6 +206,8 @@ class _Descent:
         if self._mixed and self.dtype == torch.float32:
             if small or self._largest <= self._tol:
                 self.refine()
+                # A jump from one precision's value to the other's would pass for a step's gain.
+                self._offset = value - self(intermediate_result.x)[0]
         elif self._largest <= self._tol:
             raise StopIteration
 

@@ -1,15 +1,18 @@
 """The linear probe is scikit-learn's logistic regression, told honestly."""
 
+import json
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.preprocessing import StandardScaler
 
 from pipeline.contracts import Features
 from pipeline.errors import ProbeError
-from pipeline.probes.contract import Subject
+from pipeline.probes.contract import Result, Subject
 from pipeline.probes.linear import LinearOptions, run
 
 N, F, D = 90, 12, 8
@@ -159,6 +162,127 @@ def test_a_vector_of_zeros_is_a_row_like_any_other() -> None:
     train = features(0)
     train.features_NF[3] = 0
     assert 0 <= probe(train, features(1))["accuracy"] <= 1
+
+
+def test_mean_per_class_is_scikit_learns_balanced_accuracy() -> None:
+    train, test = features(0), features(1)
+    uneven = at(test, np.flatnonzero((test.labels_N > 0) | (np.arange(N) < 20)))
+    model, _ = plain_fit(l2(train.features_NF), train.labels_N, 30.0)
+    predicted_N = model.predict(l2(uneven.features_NF))
+    scores = probe(train, uneven)
+    expected = balanced_accuracy_score(uneven.labels_N, predicted_N)
+    assert scores["mean_per_class"] == pytest.approx(expected)
+    assert scores["mean_per_class"] != scores["accuracy"]
+
+
+def test_shuffled_labels_are_learned_at_chance() -> None:
+    """The control: what is scored comes from the features' own classes, and from nothing else."""
+    train, test = features(0, 200, classes=5), features(1, 400, classes=5)
+    generator = np.random.default_rng(7)
+    # A cloud is named as one, rightly or not: one shuffle says little.
+    shuffles = [relabelled(train, generator.permutation(train.labels_N)) for _ in range(12)]
+    accuracies = [probe(shuffle, test, features="backbone")["accuracy"] for shuffle in shuffles]
+    assert np.mean(accuracies) == pytest.approx(0.2, abs=0.08)
+    assert probe(train, test)["accuracy"] > 0.5
+
+
+@pytest.mark.parametrize("part", ["backbone", "embedding"])
+def test_one_part_alone_can_be_asked_for(part: Any) -> None:
+    train, test = features(0), features(1)
+    both, one = probe(train, test), probe(train, test, features=part)
+    name = "accuracy" if part == "backbone" else "embedding_accuracy"
+    assert one["accuracy"] == both[name]
+    assert ("embedding_accuracy" in one) == (part == "embedding")
+
+
+def test_standardised_is_scikit_learns_scaler_before_the_fit() -> None:
+    train, test = features(0), features(1)
+    train.features_NF[:, 3] *= 100
+    test.features_NF[:, 3] *= 100
+    train.features_NF[:, 5] = 7  # does not vary
+    scaler = StandardScaler().fit(train.features_NF.astype(np.float64))
+    model, objective = plain_fit(
+        scaler.transform(train.features_NF.astype(np.float64)), train.labels_N, 0.1
+    )
+    found = run(
+        Subject(test=test, train=train), LinearOptions(C=0.1, normalise="standardise")
+    ).scores
+    test.features_NF[:, 5] = 7
+    predicted_N = model.predict(scaler.transform(test.features_NF.astype(np.float64)))
+    assert found["objective"] == pytest.approx(objective, rel=1e-6)
+    assert found["accuracy"] == (predicted_N == test.labels_N).mean()
+
+
+@pytest.mark.parametrize("precision", ["mixed", "float64", "float32"])
+def test_precision_moves_no_score(precision: Any) -> None:
+    train, test = features(0), features(1)
+    found, exact = probe(train, test, precision=precision), probe(train, test, precision="float64")
+    assert found["accuracy"] == exact["accuracy"]
+    assert found["objective"] == pytest.approx(exact["objective"], rel=1e-5)
+
+
+class TestSearch:
+    def scored(self, *, val: Features | None, **options: Any) -> Result:
+        spec = LinearOptions(C="search", features="backbone", max_iter=200, **options)
+        return run(Subject(test=features(1), train=features(0), val=val), spec)
+
+    def test_chooses_by_val_and_fits_again_on_train_and_val(self) -> None:
+        train, val, test = features(0), features(2), features(1)
+        result = self.scored(val=val)
+        details = result.details["backbone"]
+        assert details["chosen_by"] == "val split"
+        best = max(details["candidates"], key=lambda candidate: candidate["val_accuracy"])
+        assert result.scores["C"] == details["C"] == best["C"]
+        model, objective = plain_fit(
+            l2(np.concatenate([train.features_NF, val.features_NF])),
+            np.concatenate([train.labels_N, val.labels_N]),
+            best["C"],
+        )
+        assert result.scores["objective"] == pytest.approx(objective, rel=1e-6)
+        predicted_N = model.predict(l2(test.features_NF))
+        assert result.scores["accuracy"] == (predicted_N == test.labels_N).mean()
+        assert details["rows"] == 2 * N
+
+    def test_without_val_a_tenth_of_train_chooses_and_all_of_it_is_fitted(self) -> None:
+        result = self.scored(val=None)
+        details = result.details["backbone"]
+        assert details["chosen_by"] == "9 of 90 train rows, seed 0"
+        ninths = [candidate["val_accuracy"] * 9 for candidate in details["candidates"]]
+        assert ninths == pytest.approx(np.round(ninths))
+        _, objective = plain_fit(
+            l2(features(0).features_NF), features(0).labels_N, result.scores["C"]
+        )
+        assert result.scores["objective"] == pytest.approx(objective, rel=1e-6)
+        assert details["rows"] == N
+
+    def test_test_rows_choose_nothing(self) -> None:
+        """Other test labels, other accuracy; the same C from the same candidates."""
+        subjects = [
+            Subject(test=test, train=features(0), val=features(2))
+            for test in (features(1), relabelled(features(1), np.zeros(N, np.int64)))
+        ]
+        spec = LinearOptions(C="search", features="backbone", max_iter=200)
+        one, other = (run(subject, spec) for subject in subjects)
+        assert one.scores["accuracy"] != other.scores["accuracy"]
+        assert one.details["backbone"]["candidates"] == other.details["backbone"]["candidates"]
+
+    def test_a_fixed_c_leaves_val_alone(self) -> None:
+        spec = LinearOptions()
+        one = run(Subject(test=features(1), train=features(0), val=features(2)), spec)
+        assert one.scores == probe(features(0), features(1))
+
+
+def test_details_are_plain_json_and_say_what_a_report_needs() -> None:
+    train = at(features(0), np.flatnonzero(np.arange(N) % 9 != 1))  # class 1 loses a third
+    result = run(Subject(test=features(1), train=train), LinearOptions())
+    details = json.loads(json.dumps(result.details))
+    assert details == result.details
+    assert list(details) == ["backbone", "embedding"]
+    assert details["backbone"]["train_counts"] == {"0": 30, "1": 20, "2": 30}
+    recall = details["backbone"]["recall"]
+    assert np.mean(list(recall.values())) == pytest.approx(result.scores["mean_per_class"])
+    assert details["backbone"]["seconds"] > 0
+    assert details["backbone"]["message"]
 
 
 class TestRefusals:
