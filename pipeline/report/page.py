@@ -91,7 +91,7 @@ def _title(runs: Sequence[RunFacts]) -> str:
     teachers = list(dict.fromkeys(run.teacher for run in runs))
     students = list(dict.fromkeys(run.model for run in runs))
     what = students[0] if len(students) == 1 else f"{len(runs)} students"
-    first = ", ".join(teachers)
+    first = " and ".join(teachers)
     return f"{first[0].upper()}{first[1:]}, distilled into {what}"
 
 
@@ -105,11 +105,11 @@ def _lead(groups: Sequence[GroupView]) -> list[str]:
             continue
         card = group.cards[0]
         best = next(run for run in group.runs if run.name == card.name)
-        which = f"the best of {len(group.runs)} students" if len(group.runs) > 1 else "the student"
+        which = f", the best of {len(group.runs)} students," if len(group.runs) > 1 else ""
         test = f"{group.images.images:,} " if group.images.images else ""
         what = card.title[0].lower() + card.title[1:]
         sentences.append(
-            f"{card.name} ({best.model}), {which}, reaches {percent(card.share)} % {what} on {test}"
+            f"{card.name} ({best.model}){which} reaches {percent(card.share)} % {what} on {test}"
             f"test images of {best.dataset}{_beside(card)}."
         )
     return sentences
