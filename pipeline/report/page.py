@@ -14,7 +14,6 @@ from pipeline.options import flatten
 from pipeline.report.charts import swatch
 from pipeline.report.collect import RunFacts, collect, grouped
 from pipeline.report.cost import cost_of, fingerprint_of, size, span
-from pipeline.report.maps import glyph
 from pipeline.report.scores import as_csv, as_markdown
 from pipeline.report.svg import MINUS, percent, short
 from pipeline.report.tables import document_tables
@@ -73,7 +72,7 @@ def render(runs: Sequence[RunFacts], groups: Sequence[GroupView], spec: ReportOp
     )
     environment.filters |= {"percent": percent, "short": short, "size": size, "span": span}
     environment.filters |= {"margin": _margin, "code": _code}
-    environment.globals |= {"swatch": swatch, "glyph": glyph}
+    environment.globals |= {"swatch": swatch, "enumerate": enumerate}
     return environment.get_template("page.html.j2").render(
         title=_title(runs),
         lead=_lead(groups),

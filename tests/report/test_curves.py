@@ -43,18 +43,22 @@ def with_anchors(run: RunFacts, name: str, top1: float) -> RunFacts:
     return dataclasses.replace(run, origin={**run.origin, "prompt_sets": sets}, scores=scores)
 
 
-def test_accuracy_by_number_of_prompts_needs_two_numbers(facts: list[RunFacts]) -> None:
+def test_accuracy_by_number_of_prompts_is_a_line_for_each_model(facts: list[RunFacts]) -> None:
+    other = {**facts[0].recipe, "student": {**facts[0].recipe["student"], "model": "rn18"}}
     runs = [
         with_anchors(facts[0], "shapes-plain.2of3-seed0", 0.5),
+        with_anchors(facts[0], "shapes-plain.2of3-seed1", 0.7),
         with_anchors(facts[0], "shapes-plain.1of3-seed4", 0.25),
-        with_anchors(facts[0], "shapes-plain", 0.75),
+        with_anchors(dataclasses.replace(facts[0], recipe=other), "shapes-plain", 0.75),
     ]
-    assert [anchors_of(run) for run in runs] == [2, 1, 3]
+    assert [anchors_of(run) for run in runs] == [2, 2, 1, 3]
     chart = prompts_chart(runs)
     assert chart is not None
-    assert chart.rows == (("1", "25"), ("2", "50"), ("3", "75"))
+    assert chart.columns[1:] == (facts[0].model,)  # the other model knows one number alone
+    assert chart.rows == (("1", "25"), ("2", "60"))
     assert "teacher 90" in chart.drawing
-    assert prompts_chart([runs[0], runs[0]]) is None
+    assert prompts_chart(runs[:2]) is None
+    assert prompts_chart([runs[0], runs[3]]) is None
 
 
 def test_prompts_of_a_cache_that_is_gone_are_not_counted(facts: list[RunFacts]) -> None:
