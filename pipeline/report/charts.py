@@ -121,7 +121,7 @@ def _level(level: tuple[str, float], frame: _Frame) -> Markup:
             "text",
             f"{name} {short(value)}",
             x=_LEFT + 6,
-            y=y - 6 if y > _TOP + 14 else y + 15,
+            y=place,
             class_="axis",
         ),
     )
