@@ -113,10 +113,17 @@ def _line(one: Series, frame: _Frame) -> Markup:
 def _level(level: tuple[str, float], frame: _Frame) -> Markup:
     name, value = level
     y = frame.y(value)
+    place = y - 6 if y > _TOP + 14 else y + 15  # above the line, if there is room
     return tag(
         "g",
         tag("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=y, y2=y, class_="level"),
-        tag("text", f"{name} {short(value)}", x=_LEFT + 6, y=y - 6, class_="axis"),
+        tag(
+            "text",
+            f"{name} {short(value)}",
+            x=_LEFT + 6,
+            y=place,
+            class_="axis",
+        ),
     )
 
 

@@ -1,6 +1,7 @@
 """Reads what runs left on disk: recipes, origins, epochs, scores."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,20 +101,14 @@ def grouped(runs: Sequence[RunFacts]) -> list[list[RunFacts]]:
 
 def parameters(run: RunFacts) -> int | None:
     """Return how many numbers a finished student's weights hold, by their header, or None."""
+    from safetensors import SafetensorError, safe_open
+
     try:
-        with (run.path / WEIGHTS["student"]).open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    except (OSError, ValueError):
+        with safe_open(run.path / WEIGHTS["student"], framework="numpy") as file:
+            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+    except (OSError, SafetensorError):
         return None
-    shapes = [item["shape"] for name, item in header.items() if name != "__metadata__"]
-    return sum(_product(shape) for shape in shapes if shape)
-
-
-def _product(shape: Sequence[int]) -> int:
-    total = 1
-    for length in shape:
-        total *= length
-    return total
+    return sum(int(math.prod(shape)) for shape in shapes if shape)  # a counter has none
 
 
 def _read(path: Path, name: str) -> RunFacts:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from pipeline.report.charts import Series, line_chart
 from pipeline.report.collect import RunFacts
@@ -55,25 +56,28 @@ def learning_curves(runs: Sequence[RunFacts], places: Mapping[str, int]) -> Curv
 def prompts_chart(runs: Sequence[RunFacts]) -> Chart | None:
     """Draw zero-shot accuracy by the number of training anchors (BeamCLIP, Fig. 4).
 
-    None unless at least two scored runs differ in it.
+    A line for each student model, through the mean of its runs that were trained with as many. None
+    unless some model was trained with two numbers of them.
     """
-    points = sorted(
-        (count, top1)
-        for run in runs
-        if (count := anchors_of(run)) is not None
-        and (top1 := run.score("student", "zeroshot", "top1")) is not None
-    )
-    if len({count for count, _ in points}) < 2:
+    found: dict[str, dict[int, list[float]]] = {}
+    for run in runs:
+        count, top1 = anchors_of(run), run.score("student", "zeroshot", "top1")
+        if count is not None and top1 is not None:
+            found.setdefault(run.model, {}).setdefault(count, []).append(top1 * 100)
+    lines = {model: counts for model, counts in found.items() if len(counts) > 1}
+    if not lines:
         return None
-    teacher = next(
-        (top1 for run in runs if (top1 := run.score("teacher", "zeroshot", "top1")) is not None),
-        None,
-    )
+    series = [
+        Series(model, place, tuple((float(n), fmean(counts[n])) for n in sorted(counts)))
+        for place, (model, counts) in enumerate(lines.items())
+    ]
+    teachers = [run.score("teacher", "zeroshot", "top1") for run in runs]
+    level = next((("teacher", top1 * 100) for top1 in teachers if top1 is not None), None)
     return line_chart(
         "Zero-shot accuracy by training prompts, %",
-        [Series("students", 0, tuple((float(count), top1 * 100) for count, top1 in points))],
-        x_name="classes whose prompts were trained with",
-        level=None if teacher is None else ("teacher", teacher * 100),
+        series,
+        x_name="classes with a prompt in training",
+        level=level,
     )
 
 

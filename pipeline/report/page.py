@@ -14,7 +14,6 @@ from pipeline.options import flatten
 from pipeline.report.charts import swatch
 from pipeline.report.collect import RunFacts, collect, grouped
 from pipeline.report.cost import cost_of, fingerprint_of, size, span
-from pipeline.report.maps import glyph
 from pipeline.report.scores import as_csv, as_markdown
 from pipeline.report.svg import MINUS, percent, short
 from pipeline.report.tables import document_tables
@@ -73,7 +72,7 @@ def render(runs: Sequence[RunFacts], groups: Sequence[GroupView], spec: ReportOp
     )
     environment.filters |= {"percent": percent, "short": short, "size": size, "span": span}
     environment.filters |= {"margin": _margin, "code": _code}
-    environment.globals |= {"swatch": swatch, "glyph": glyph}
+    environment.globals |= {"swatch": swatch, "enumerate": enumerate}
     return environment.get_template("page.html.j2").render(
         title=_title(runs),
         lead=_lead(groups),
@@ -91,7 +90,7 @@ def _title(runs: Sequence[RunFacts]) -> str:
     teachers = list(dict.fromkeys(run.teacher for run in runs))
     students = list(dict.fromkeys(run.model for run in runs))
     what = students[0] if len(students) == 1 else f"{len(runs)} students"
-    first = ", ".join(teachers)
+    first = " and ".join(teachers)
     return f"{first[0].upper()}{first[1:]}, distilled into {what}"
 
 
@@ -105,11 +104,11 @@ def _lead(groups: Sequence[GroupView]) -> list[str]:
             continue
         card = group.cards[0]
         best = next(run for run in group.runs if run.name == card.name)
-        which = f"the best of {len(group.runs)} students" if len(group.runs) > 1 else "the student"
+        which = f", the best of {len(group.runs)} students," if len(group.runs) > 1 else ""
         test = f"{group.images.images:,} " if group.images.images else ""
         what = card.title[0].lower() + card.title[1:]
         sentences.append(
-            f"{card.name} ({best.model}), {which}, reaches {percent(card.share)} % {what} on {test}"
+            f"{card.name} ({best.model}){which} reaches {percent(card.share)} % {what} on {test}"
             f"test images of {best.dataset}{_beside(card)}."
         )
     return sentences

@@ -66,11 +66,13 @@ def find_prompt(ground: Ground, wanted: str) -> Prompt:
             for place, known in enumerate(words(item)):
                 if read in known:
                     return _prompt(ground, item, place)
-    known_texts = [text for item in ground.every_set for row in item.texts for text in row[:1]]
+    names = ground.zeroshot.class_names
+    hint = nearest(wanted, names)
+    if "did you mean" not in hint:
+        hint = f"any class serves, such as {names[0]!r}, and any of their texts"
     raise ProbeError(
-        f"no prompt set of {ground.cache.path} holds {wanted!r}: "
-        f"{nearest(wanted, known_texts[:40])}; to add one, write it as a class of a prompt file "
-        "and run `beamclip anchors add`"
+        f"no prompt set of {ground.cache.path} holds {wanted!r}: {hint}. To add a text, write it "
+        "as a class of a prompt file and run `beamclip anchors add`"
     )
 
 

@@ -50,9 +50,9 @@ def score_table(runs: Sequence[RunFacts]) -> ScoreTable:
     """Lay out runs that may be compared: one teacher, every student, chance."""
     scored = [run for run in runs if run.scores is not None]
     keys = _keys(scored)
-    lines = [_line("teacher", run, keys) for run in scored[:1]]
-    lines += [_line("student", run, keys) for run in scored]
-    lines += [_line("chance", run, keys) for run in scored[:1]]
+    lines = [_line("teacher", scored, keys)] if scored else []
+    lines += [_line("student", [run], keys) for run in scored]
+    lines += [_line("chance", scored, keys)] if scored else []
     return ScoreTable(tuple(title_of(key) for key in keys), tuple(lines))
 
 
@@ -124,10 +124,15 @@ def _keys(runs: Sequence[RunFacts]) -> list[tuple[str, str]]:
     return [key for key in _TITLES if key in found] + sorted(found - set(_TITLES))
 
 
-def _line(kind: str, run: RunFacts, keys: Sequence[tuple[str, str]]) -> Line:
+def _line(kind: str, runs: Sequence[RunFacts], keys: Sequence[tuple[str, str]]) -> Line:
+    """Return one encoder's line; each share is of the first run that was scored so."""
+    run = runs[0]
     name = {"teacher": "Teacher", "student": run.name, "chance": "Chance"}[kind]
     model = {"teacher": run.teacher, "student": run.model, "chance": "commonest class"}[kind]
-    shares = tuple(run.score(kind, *key) for key in keys)
+    found = [
+        [share for one in runs if (share := one.score(kind, *key)) is not None] for key in keys
+    ]
+    shares = tuple(known[0] if known else None for known in found)
     return Line(kind, name, model, run.dataset, shares)
 
 

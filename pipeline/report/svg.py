@@ -87,12 +87,13 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def short(value: float) -> str:
-    """Return a number as an axis or a table shows it: four digits that count."""
-    if value == 0:
-        return "0"
-    if abs(value) < 1e-3 or abs(value) >= 1e6:
-        return f"{value:.2e}".replace("e-0", "e-").replace("e+0", "e")
-    return f"{value:,.4g}".replace("-", MINUS)
+    """Return a number as an axis or a table shows it: whole, or with four digits that count."""
+    size = abs(value)
+    if size and (size < 1e-3 or size >= 1e6):
+        text = f"{value:.3g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
+    else:
+        text = f"{value:,.0f}" if size >= 1000 else f"{value:.4g}"
+    return text.replace("-", MINUS)
 
 
 def percent(share: float | None) -> str:

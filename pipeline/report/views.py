@@ -112,12 +112,16 @@ def group_view(
     finished = [run for run in runs if run.is_finished][:MOST_STUDENTS]
     if spec.images and finished:
         seen, reasons = look(finished, device=spec.device, workers=spec.workers)
-        notes += [f"{name}: its images are left out. {why}" for name, why in reasons.items()]
+        notes += [
+            f"{name}: its images are left out. {why}"
+            for name, why in reasons.items()
+            if not any(why in note for note in notes)  # said of the whole cache already
+        ]
     classes = [_of_seen(one) for one in seen]
     shown = {one.run.name for one in seen}
     classes += [view for run in runs if run.name not in shown if (view := _of_details(run))]
     return GroupView(
-        title=f"{runs[0].teacher}, {runs[0].dataset}",
+        title=f"{runs[0].dataset}, from {runs[0].teacher}",
         runs=tuple(runs),
         table=score_table(runs),
         cards=tuple(_cards(runs)),
