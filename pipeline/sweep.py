@@ -1,7 +1,7 @@
 """Works a sweep off: trains what is missing, scores it, keeps the results on disk.
 
 OUT/<point>/seed-<n>/       a run, as train-student leaves it
-OUT/<point>/seed-<n>.json   its scores, and the probes that they are of
+OUT/<point>/seed-<n>.json   its scores, with the probes and the weights that they are of
 OUT/sweep.json              the results of all, written anew after every run
 """
 
@@ -17,11 +17,12 @@ import torch
 
 from pipeline import __version__, durable, probing, runtime, stage_two
 from pipeline.cache.reader import TargetCache
+from pipeline.checkpoints import file_sha256
 from pipeline.errors import ProbeError, RunError, StudentError
 from pipeline.grid import Point, Sweep
 from pipeline.options import to_mapping
 from pipeline.ranks import ranks_of_environment
-from pipeline.rundir import RunDir
+from pipeline.rundir import WEIGHTS, RunDir
 from pipeline.shards import Shard
 from pipeline.sweep_table import SPREAD, summary
 from pipeline.trials import Trial, check_trials, sharing, trials_of
@@ -104,9 +105,6 @@ class _Work:
     def train(self, group: Sequence[Trial]) -> None:
         """Train what is unfinished of some trials from one stream; if that fails, one by one."""
         due = [trial for trial in group if not trial.run.is_finished()]
-        for trial in due:  # an earlier run's, whose folder is gone
-            _record_path(trial.run).unlink(missing_ok=True)
-            self.records[trial] = None
         error = self._attempt(due) if due else None
         if error is not None and len(due) == 1:
             self._fail(due[0], error)
@@ -150,6 +148,7 @@ class _Work:
         durable.fault_point("before-record")
         record = {
             "probes": self.probes,
+            "weights": _weights(trial.run),
             "scores": scores,
             "loss": trial.run.last_metrics()["loss"],
             "made_with": trial.run.read_origin()["made_with"],
@@ -217,10 +216,14 @@ def _record_path(run: RunDir) -> Path:
 
 
 def _read_record(trial: Trial, probes: Sequence[str]) -> dict[str, Any] | None:
-    """Return what was recorded of a finished run, None unless it is of these probes."""
+    """Return what was recorded of a finished run, None unless of these probes and its weights."""
     try:
         record = dict(json.loads(_record_path(trial.run).read_text(encoding="utf-8")))
     except (OSError, TypeError, ValueError):
         return None
-    current = trial.run.is_finished() and record.get("probes") == list(probes)
-    return record if current else None
+    current = record.get("probes") == list(probes) and trial.run.is_finished()
+    return record if current and record.get("weights") == _weights(trial.run) else None
+
+
+def _weights(run: RunDir) -> str:
+    return file_sha256(run.path / WEIGHTS["student"])
