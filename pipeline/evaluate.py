@@ -94,7 +94,7 @@ def evaluate_run(
     results: Results = {"teacher": probed(splits, teacher_features, spec, context)}
     for name in WEIGHTS:
         load_weights(student, run.load_weights(name), where=run.path / WEIGHTS[name])
-        features = _StudentFeatures(student.to(device), data, input_px, device, store, workers)
+        features = CachedSplits(student.to(device), data.shards, input_px, device, store, workers)
         results[name] = probed(splits, features, spec, context)
     scores = as_scores(results, _of_valid(test, "label"))
     run.write_scores(scores)
@@ -102,23 +102,27 @@ def evaluate_run(
     return scores
 
 
-class _StudentFeatures:
-    """A student's features of a split of the cache: from the store, else from the shards."""
+class CachedSplits:
+    """A student's features of splits of a cache: from the store, else from the shards.
+
+    shards: finds them, if they are needed.
+    """
 
     def __init__(
         self,
         student: Student,
-        data: CachedData,
+        shards: Callable[[], Sequence[Shard]],
         input_px: int,
         device: torch.device,
         store: FeatureStore,
-        workers: int,
+        workers: int = 0,
     ) -> None:
-        self._student, self._data, self._input_px = student, data, input_px
+        self._student, self._shards, self._input_px = student, shards, input_px
         self._device, self._store, self._workers = device, store, workers
         self._identity = student_identity(student)
 
     def __call__(self, cache: TargetCache) -> Features:
+        """Return the features of the split that is open, of its valid rows in order."""
         key = {
             "encoder": self._identity,
             "input_px": self._input_px,
@@ -134,7 +138,7 @@ class _StudentFeatures:
 
     def _compute(self, cache: TargetCache) -> Features:
         batches = eval_batches(
-            cache, self._data.shards(), input_px=self._input_px, workers=self._workers
+            cache, self._shards(), input_px=self._input_px, workers=self._workers
         )
         return student_features(self._student, batches, self._device)
 

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import runtime
-from pipeline.batches import eval_batches
 from pipeline.cache import layout
 from pipeline.cache.reader import Anchors, TargetCache
 from pipeline.contracts import Features
 from pipeline.errors import BeamclipError
-from pipeline.features import student_features, teacher_features
+from pipeline.evaluate import CachedSplits
+from pipeline.feature_store import FeatureStore
+from pipeline.features import teacher_features
 from pipeline.labels import foreign, own_set
 from pipeline.recipe import recipe_from
 from pipeline.report.collect import RunFacts
@@ -93,13 +94,22 @@ def ground_of(run: RunFacts) -> Ground:
 
 
 def features_of(run: RunFacts, ground: Ground, *, device: str, workers: int = 0) -> Features:
-    """Run a finished run's student (its EMA weights) over the test rows; raises BeamclipError."""
+    """Return what a finished run's student (its EMA weights) makes of the test rows.
+
+    As its probes kept it, else made anew. Raises BeamclipError.
+    """
     where = runtime.pick_device(device)
     folder = RunDir(run.path)
     student = rebuild_student(folder, recipe_from(run.recipe, where=f"{run.path}/recipe.yaml"))
-    pixels = int(run.origin["input_px"])
-    batches = eval_batches(ground.cache, ground.shards, input_px=pixels, workers=workers)
-    return student_features(student.to(where), batches, where)
+    splits = CachedSplits(
+        student.to(where),
+        lambda: ground.shards,
+        int(run.origin["input_px"]),
+        where,
+        FeatureStore(folder.features_path),
+        workers,
+    )
+    return splits(ground.cache)
 
 
 def look(

@@ -132,7 +132,7 @@ def test_without_images_no_student_runs_and_nothing_else_is_lost(
     write_report(copies, tmp_path / "report.html", spec=NO_IMAGES)
     found = Page(tmp_path / "report.html")
     sections = [element["id"] for tag, element in found.elements if tag == "h2"]
-    assert sections == ["scores", "tables", "curves", "cost", "lineage"]
+    assert sections == ["scores", "tables", "curves", "classes", "cost", "lineage"]
     assert found.all("img") == []
 
 
