@@ -32,7 +32,7 @@ endif
 FASHION_MNIST ?= $(wildcard /usr/share/datasets/fashion-mnist)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow test-faults bench lint teacher-cache train-student probe sweep clean
+.PHONY: help setup test test-slow test-faults bench lint teacher-cache train-student probe sweep report clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -78,6 +78,9 @@ probe: train-student ## Score RUN beside its teacher; makes all that is missing 
 
 sweep: $(SEAL) ## Train and score every recipe of SWEEP's grid from CACHE into RESULTS; goes on if begun
 	$(BIN)/beamclip sweep $(SWEEP) --cache $(CACHE) --shards $(DATA) --out $(RESULTS) $(SET)
+
+report: sweep ## Lay the runs of SWEEP out as one page, RESULTS/report.html
+	$(BIN)/beamclip report $(RESULTS)/*/seed-* --out $(RESULTS)/report.html --csv $(RESULTS)/scores.csv
 
 clean: ## Remove shards, teachers, caches, runs and sweeps made under data/
 	rm -rf data/shards data/teachers data/cache data/runs data/sweeps
