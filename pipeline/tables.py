@@ -14,6 +14,7 @@ _COLUMNS = {
     ("zeroshot", "top1"): "zero-shot",
     ("linear", "accuracy"): "linear",
     ("linear", "embedding_accuracy"): "linear, embedding",
+    ("fewshot", "accuracy"): "few-shot",
 }
 
 
