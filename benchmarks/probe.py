@@ -27,7 +27,7 @@ from pipeline.probes.search import search
 
 C = 30.0
 ROWS, DIM, CLASSES = 50_000, 512, 100
-SEARCH_ROWS, SEARCH_DIM, SEARCH_CLASSES = 3000, 128, 20
+SEARCH_ROWS, SEARCH_DIM, SEARCH_CLASSES = 2000, 128, 20
 SLICE_ROWS, SLICE_CLASSES = 25_600, 1000
 STEPS = 1000
 # scikit-learn's default stops by a gradient; ours goes on until a step gains less than this.
@@ -83,7 +83,7 @@ def _one_fit() -> list[Row]:
     ours, theirs = in_turn(
         lambda: seconds(lambda: objectives["ours"].append(_ours(data).objective)),
         lambda: seconds(lambda: objectives["theirs"].append(_theirs(data, C))),
-        rounds=3,
+        rounds=2,
     )
     what = f"{ROWS // 1000}k x {DIM} x {CLASSES}"
     gaps = ratios(objectives["ours"], objectives["theirs"])
@@ -112,7 +112,7 @@ def _search() -> list[Row]:
     found, loop = in_turn(
         lambda: seconds(ours),
         lambda: seconds(lambda: [_theirs(data, value) for value in values]),
-        rounds=3,
+        rounds=2,
     )
     what = f"search of {len(values)} fits, {SEARCH_ROWS // 1000}k x {SEARCH_DIM} x {SEARCH_CLASSES}"
     return [
@@ -123,7 +123,8 @@ def _search() -> list[Row]:
 
 
 SLICE = """
-import json, resource
+import json, re
+from pathlib import Path
 import torch
 from benchmarks.measure import seconds
 from benchmarks.probe import DIM, SLICE_CLASSES, SLICE_ROWS
@@ -135,10 +136,17 @@ y = torch.randint(0, SLICE_CLASSES, (SLICE_ROWS,), generator=generator)
 w = torch.randn(SLICE_CLASSES, DIM, generator=generator).double()
 b = torch.zeros(SLICE_CLASSES, dtype=torch.float64)
 mean_loss(x[:256], y[:256], w, b, torch.float32)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def status(name):
+    text = Path("/proc/self/status").read_text()
+    return int(re.search(name + r":\\s+(\\d+) kB", text)[1]) / 1024
+
+
+Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
+before = status("VmRSS")
 taken = [seconds(lambda: mean_loss(x, y, w, b, torch.float32)) for _ in range(3)]
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps({"seconds": taken, "before": before / 1024, "peak": peak / 1024}))
+print(json.dumps({"seconds": taken, "before": before, "peak": status("VmHWM")}))
 """
 
 
