@@ -64,12 +64,12 @@ def sweep(
     from pipeline import sweep_table
     from pipeline.grid import load_sweep, points_of, with_seeds
     from pipeline.shards import find_shards
-    from pipeline.sweep import Means, plan_sweep, run_sweep
+    from pipeline.sweep import Inputs, plan_sweep, run_sweep
 
     loaded = load_sweep(file)
     if seeds is not None:
         loaded = with_seeds(loaded, _numbers(seeds))
-    means = Means(
+    inputs = Inputs(
         caches,
         find_shards(shards, allow=allow),
         # Stores must be allowed; those of a run, which is of these shards, are.
@@ -80,9 +80,9 @@ def sweep(
     )
     points = points_of(loaded, overrides)
     if dry_run:
-        emit(plan_sweep(loaded, points, means, out), as_json, _plan)
+        emit(plan_sweep(loaded, points, inputs, out), as_json, _plan)
         return
-    result = run_sweep(loaded, points, means, out)
+    result = run_sweep(loaded, points, inputs, out)
     table = sweep_table.text_table
     if as_csv or as_markdown:
         table = sweep_table.csv_table if as_csv else sweep_table.markdown_table

@@ -33,7 +33,7 @@ _ITS_OWN = (StudentError, ProbeError, RunError, torch.OutOfMemoryError)
 
 
 @dataclass(frozen=True)
-class Means:
+class Inputs:
     """What a sweep works with, which changes no number.
 
     caches: the teacher's, then those of further teachers. patterns: what names the shards to score
@@ -48,12 +48,12 @@ class Means:
     notify: Callable[[str], None] = field(default=lambda _: None)
 
 
-def plan_sweep(sweep: Sweep, points: Sequence[Point], means: Means, out: Path) -> dict[str, Any]:
+def plan_sweep(sweep: Sweep, points: Sequence[Point], inputs: Inputs, out: Path) -> dict[str, Any]:
     """Check a sweep as `run_sweep` does, train nothing, and return the results so far."""
-    return _Work(sweep, points, means, out).results()
+    return _Work(sweep, points, inputs, out).results()
 
 
-def run_sweep(sweep: Sweep, points: Sequence[Point], means: Means, out: Path) -> dict[str, Any]:
+def run_sweep(sweep: Sweep, points: Sequence[Point], inputs: Inputs, out: Path) -> dict[str, Any]:
     """Train and score every point under every seed; return the results, as in OUT/sweep.json.
 
     What is finished is left as it is, what was interrupted goes on, what failed is tried again.
@@ -64,7 +64,7 @@ def run_sweep(sweep: Sweep, points: Sequence[Point], means: Means, out: Path) ->
     if ranks_of_environment().size > 1:
         raise RunError("a sweep trains in one process: start it without torchrun")
     with _alone(out):
-        work = _Work(sweep, points, means, out)
+        work = _Work(sweep, points, inputs, out)
         for group in sharing(work.trials):
             work.train(group)
             for trial in group:
@@ -86,12 +86,12 @@ def _alone(out: Path) -> Iterator[None]:
 class _Work:
     """A sweep, and what is known of its runs."""
 
-    def __init__(self, sweep: Sweep, points: Sequence[Point], means: Means, out: Path) -> None:
-        self.sweep, self.points, self.means, self.out = sweep, points, means, out
+    def __init__(self, sweep: Sweep, points: Sequence[Point], inputs: Inputs, out: Path) -> None:
+        self.sweep, self.points, self.inputs, self.out = sweep, points, inputs, out
         self.trials = trials_of(points, sweep.seeds, out)
         self.probes = list(sweep.probes or points[0].recipe.probes.run)
         self.cache: TargetCache = check_trials(
-            self.trials, means.caches, means.shards, runtime.pick_device(means.device)
+            self.trials, inputs.caches, inputs.shards, runtime.pick_device(inputs.device)
         )
         self.records = {trial: _read_record(trial, self.probes) for trial in self.trials}
         self.failures: dict[Trial, str] = {}
@@ -117,12 +117,12 @@ class _Work:
         try:
             stage_two.train(
                 due[0].recipe,
-                self.means.caches,
-                self.means.shards,
+                self.inputs.caches,
+                self.inputs.shards,
                 {trial.run.path: trial.recipe for trial in due},
                 resume=True,
-                device=self.means.device,
-                loading=stage_two.Loading(workers=self.means.workers),
+                device=self.inputs.device,
+                loading=stage_two.Loading(workers=self.inputs.workers),
                 generation=self.cache.manifest["generation"],
             )
         except _ITS_OWN as error:
@@ -136,11 +136,11 @@ class _Work:
         try:
             scores = probing.probe(
                 trial.run.path,
-                self.means.caches[0],
-                self.means.patterns,
+                self.inputs.caches[0],
+                self.inputs.patterns,
                 probes=self.probes,
-                workers=self.means.workers or 0,
-                device=self.means.device,
+                workers=self.inputs.workers or 0,
+                device=self.inputs.device,
             )
         except _ITS_OWN as error:
             self._fail(trial, str(error))
@@ -163,7 +163,7 @@ class _Work:
 
     def _tell(self, trial: Trial, what: str) -> None:
         ended = len(self.failures) + sum(record is not None for record in self.records.values())
-        self.means.notify(f"{ended}/{len(self.trials)} {trial.name}: {what}")
+        self.inputs.notify(f"{ended}/{len(self.trials)} {trial.name}: {what}")
 
     def write(self) -> None:
         """Write sweep.json."""

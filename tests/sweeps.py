@@ -37,8 +37,8 @@ def write_sweep(path: Path, recipe: Path, **changed: Any) -> Path:
 def run_file(file: Path, cache: Path, shards: Path, out: Path) -> dict[str, Any]:
     """Run a sweep file in this process."""
     loaded = load_sweep(str(file))
-    means = sweep.Means([cache], find_shards([str(shards)]), device="cpu", workers=0)
-    return sweep.run_sweep(loaded, points_of(loaded), means, out)
+    inputs = sweep.Inputs([cache], find_shards([str(shards)]), device="cpu", workers=0)
+    return sweep.run_sweep(loaded, points_of(loaded), inputs, out)
 
 
 def read(out: Path) -> dict[str, Any]:

@@ -108,8 +108,8 @@ class TestRun:
             seen.append((line, states.count("scored")))
 
         loaded = load_sweep(str(write_sweep(tmp_path / "s.yaml", recipe_file, seeds=[0])))
-        means = sweep.Means([sealed_cache], find_shards([str(shards_dir)]), (), "cpu", 0, look)
-        sweep.run_sweep(loaded, points_of(loaded), means, out)
+        inputs = sweep.Inputs([sealed_cache], find_shards([str(shards_dir)]), (), "cpu", 0, look)
+        sweep.run_sweep(loaded, points_of(loaded), inputs, out)
         assert seen == [("1/2 ISM/seed-0: scored", 0), ("2/2 CSM/seed-0: scored", 1)]
 
 
