@@ -15,7 +15,7 @@ from pipeline import runtime
 
 NAMES = (
     *("pixels", "host", "clip_retrieval", "device", "space", "engine", "many_units"),
-    *("loader", "training"),
+    *("loader", "training", "probe"),
 )
 
 
