@@ -89,6 +89,7 @@ class _Work:
     def __init__(self, sweep: Sweep, points: Sequence[Point], inputs: Inputs, out: Path) -> None:
         self.sweep, self.points, self.inputs, self.out = sweep, points, inputs, out
         self.trials = trials_of(points, sweep.seeds, out)
+        self.asked = sweep.probes or None  # by name: none of them may be left out
         self.probes = list(sweep.probes or points[0].recipe.probes.run)
         self.cache: TargetCache = check_trials(
             self.trials, inputs.caches, inputs.shards, runtime.pick_device(inputs.device)
@@ -138,7 +139,7 @@ class _Work:
                 trial.run.path,
                 self.inputs.caches[0],
                 self.inputs.patterns,
-                probes=self.probes,
+                probes=self.asked,
                 workers=self.inputs.workers or 0,
                 device=self.inputs.device,
             )
