@@ -80,7 +80,7 @@ sweep: $(SEAL) ## Train and score every recipe of SWEEP's grid from CACHE into R
 	$(BIN)/beamclip sweep $(SWEEP) --cache $(CACHE) --shards $(DATA) --out $(RESULTS) $(SET)
 
 report: sweep ## Lay the runs of SWEEP out as one page, RESULTS/report.html
-	$(BIN)/beamclip report $(RESULTS)/*/seed-* --out $(RESULTS)/report.html --csv $(RESULTS)/scores.csv
+	$(BIN)/beamclip report $(RESULTS)/*/seed-*/ --out $(RESULTS)/report.html --csv $(RESULTS)/scores.csv
 
 clean: ## Remove shards, teachers, caches, runs and sweeps made under data/
 	rm -rf data/shards data/teachers data/cache data/runs data/sweeps

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import stage_two, sweep
+from pipeline import probing, sweep
 from pipeline.errors import RunError
 from pipeline.grid import load_sweep, points_of
 from pipeline.recipe import load_recipe
@@ -83,7 +83,7 @@ class TestRun:
             "n": 2,
         }
         run = tmp_path / "out" / point["runs"][1]["folder"]
-        assert point["runs"][1]["scores"] == stage_two.probe(
+        assert point["runs"][1]["scores"] == probing.probe(
             run, sealed_cache, (), probes=["linear"], workers=0, device="cpu"
         )
 
