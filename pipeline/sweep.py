@@ -1,7 +1,7 @@
 """Works a sweep off: trains what is missing, scores it, keeps the results on disk.
 
 OUT/<point>/seed-<n>/       a run, as train-student leaves it
-OUT/<point>/seed-<n>.json   its scores, with the probes and the weights that they are of
+OUT/<point>/seed-<n>.json   its name, its scores, and the probes and weights that they are of
 OUT/sweep.json              the results of all, written anew after every run
 """
 
@@ -148,6 +148,7 @@ class _Work:
             return
         durable.fault_point("before-record")
         record = {
+            "name": ", ".join([*trial.point.labels.values(), f"seed {trial.seed}"]),
             "probes": self.probes,
             "weights": _weights(trial.run),
             "scores": scores,

@@ -30,7 +30,7 @@ def score_table(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
         for probe, score in _COLUMNS
         if any(score in probes.get(probe, {}) for probes in scores.values())
     ]
-    titles = [_COLUMNS[column] for column in columns]
+    titles = [_COLUMNS[column].rjust(6) for column in columns]  # as wide as a score
     names = _ordered(scores)
     width = max(14, *(len(_ROWS.get(name, name)) for name in names)) if names else 14
     lines = [" " * width + "".join(title.rjust(len(title) + 3) for title in titles)]

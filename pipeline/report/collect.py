@@ -147,10 +147,25 @@ def _read_lines(path: Path, problems: list[str]) -> list[dict[str, Any]]:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """Return each folder's name, with as many of its parents as tell it from the others."""
+    """Return what a sweep calls each run, if one does and no two are alike.
+
+    Else each folder's name, with as many of its parents as tell it from the others.
+    """
+    called = [name for path in paths if (name := _called(path))]
+    if len(set(called)) == len(paths):
+        return called
     depth = 1
     while True:
         names = ["/".join(path.parts[-depth:]) for path in paths]
         if len(set(names)) == len(names):
             return names
         depth += 1
+
+
+def _called(path: Path) -> str | None:
+    """Return what a sweep's record beside a run calls it, None without one that can be read."""
+    try:
+        record = json.loads(path.with_name(f"{path.name}.json").read_text(encoding="utf-8"))
+        return str(record["name"])
+    except (OSError, TypeError, ValueError, KeyError):
+        return None

@@ -1,6 +1,7 @@
 """Runs are read as their folders tell them, whole, unfinished or damaged."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,20 @@ import torch
 from pipeline.errors import RunError
 from pipeline.report.collect import RunFacts, collect, grouped, parameters
 from pipeline.rundir import RunDir
+
+
+def test_runs_of_a_sweep_are_called_as_it_calls_them(
+    tmp_path: Path, two_runs: tuple[Path, Path]
+) -> None:
+    paths = [tmp_path / "sweep" / point / "seed-0" for point in ("ISM_model=x", "CSM_model=x")]
+    for path, name in zip(paths, ("ISM, x, seed 0", "CSM, x, seed 0"), strict=True):
+        shutil.copytree(two_runs[0], path)
+        path.with_name("seed-0.json").write_text(json.dumps({"name": name}), encoding="utf-8")
+    assert [run.name for run in collect(paths)] == ["ISM, x, seed 0", "CSM, x, seed 0"]
+    both = collect([*paths, two_runs[1]])  # one has none: folders tell them apart
+    assert [run.name for run in both][:2] == ["ISM_model=x/seed-0", "CSM_model=x/seed-0"]
+    paths[1].with_name("seed-0.json").write_text("no JSON", encoding="utf-8")
+    assert collect(paths)[0].name == "ISM_model=x/seed-0"
 
 
 def test_names_are_folders_and_grow_only_until_no_two_are_alike(
