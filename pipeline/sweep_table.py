@@ -52,12 +52,27 @@ class Line:
         return [*self.labels, *map(_text, self.cells), counted + failed]
 
 
+@dataclass(frozen=True)
+class Table:
+    """A line per point, then teacher and chance, as words and numbers; `left` columns are words."""
+
+    titles: list[str]
+    rows: list[list[str]]
+    left: int
+
+
+def laid_out(result: Mapping[str, Any]) -> Table:
+    """Return the table of a sweep's results, as sweep.json holds them."""
+    axes = list(result["points"][0]["labels"])
+    titles = [*axes, *_headlines(result), "n"]
+    return Table(titles, [line.texts() for line in _lines(result)], len(axes))
+
+
 def text_table(result: Mapping[str, Any]) -> str:
-    """Return a line per point, then teacher and chance, then what failed and why."""
-    titles = [*_axes(result), *_headlines(result), "n"]
-    rows = [titles, *(line.texts() for line in _lines(result))]
+    """Return the table, then what failed and why."""
+    table = laid_out(result)
+    rows, left = [table.titles, *table.rows], table.left
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    left = len(_axes(result))
     lines = [
         "   ".join(
             cell.ljust(width) if place < left else cell.rjust(width)
@@ -70,10 +85,9 @@ def text_table(result: Mapping[str, Any]) -> str:
 
 def markdown_table(result: Mapping[str, Any]) -> str:
     """Return the table as Markdown."""
-    titles = [*_axes(result), *_headlines(result), "n"]
-    left = len(_axes(result))
-    rule = ["---"] * left + ["---:"] * (len(titles) - left)
-    rows = [titles, rule, *(line.texts() for line in _lines(result))]
+    table = laid_out(result)
+    rule = ["---"] * table.left + ["---:"] * (len(table.titles) - table.left)
+    rows = [table.titles, rule, *table.rows]
     escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     return "\n".join([*(f"| {' | '.join(row)} |" for row in escaped), "", *_notes(result)])
 

@@ -82,7 +82,7 @@ LEVELS = (
     {"sweep"},
     {"report.svg", "report.collect"},
     {"report.charts", "report.maps", "report.seen", "report.cost"}
-    | {"report.scores", "report.tables"},
+    | {"report.scores", "report.seeds", "report.tables"},
     {"report.pictures", "report.classes", "report.curves", "report.caveats"}
     | {"report.neighbours"},
     {"report.retrieval"},

@@ -15,6 +15,7 @@ from pipeline.report.charts import swatch
 from pipeline.report.collect import RunFacts, collect, grouped
 from pipeline.report.cost import cost_of, fingerprint_of, size, span
 from pipeline.report.scores import as_csv, as_markdown
+from pipeline.report.seeds import sweep_views
 from pipeline.report.svg import MINUS, percent, short
 from pipeline.report.tables import document_tables
 from pipeline.report.views import DEFAULT, Card, GroupView, ReportOptions, group_view
@@ -78,6 +79,7 @@ def render(runs: Sequence[RunFacts], groups: Sequence[GroupView], spec: ReportOp
         lead=_lead(groups),
         runs=runs,
         groups=groups,
+        sweeps=sweep_views(runs),
         tables=document_tables(runs, every=spec.every_table),
         costs=[(run, cost_of(run)) for run in runs],
         lineage=[_lineage(run) for run in runs],
