@@ -90,6 +90,8 @@ def started(run: Run) -> Iterator[Started]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Tests that run in a shell's background inherit a deaf ear to Ctrl-C, and would hand it on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         yield Started(process, run.cache, mark)
