@@ -56,19 +56,19 @@ def probe(
     if "anchors" in needs_of(spec):
         _check_zeroshot(cache_path, manifest, zeroshot, origin["prompt_sets"]["zeroshot"])
     shards, splits = _shards(shard_patterns, origin)
-    student = rebuild_student(run, recipe)
+    data = CachedData(
+        path=cache_path,
+        generation=origin["cache"]["generation"],
+        shards=shards,
+        splits=splits,
+        named=bool(shard_patterns),
+        zeroshot=zeroshot or origin["prompt_sets"]["zeroshot"],
+        captions=captions,
+    )
     return evaluate_run(
         run,
-        student,
-        CachedData(
-            path=cache_path,
-            generation=origin["cache"]["generation"],
-            shards=shards,
-            splits=splits,
-            named=bool(shard_patterns),
-            zeroshot=zeroshot or origin["prompt_sets"]["zeroshot"],
-            captions=captions,
-        ),
+        rebuild_student(run, recipe),
+        data,
         spec,
         asked=probes is not None,
         input_px=origin["input_px"],

@@ -446,11 +446,10 @@ def gpu(sealed_cache: Path, shards_dir: Path, tmp_path: Path) -> Bench:
 def test_a_gpu_ends_near_where_a_cpu_does(
     bench: Bench, gpu: Bench, settings: dict[str, Any]
 ) -> None:
-    plain = bench.train("plain")
-    found = gpu.train("gpu", **settings)
-    # In fp16 the first steps are skipped, until the scale of the loss fits.
-    near = 0.25 if settings.get("precision") == "fp16" else 0.1
-    assert found["loss"] == pytest.approx(plain["loss"], rel=near)
+    # Of two epochs fp16 would lack a third: steps are skipped until the scale of the loss fits.
+    plain = bench.train("plain", epochs=4)
+    found = gpu.train("gpu", epochs=4, **settings)
+    assert found["loss"] == pytest.approx(plain["loss"], rel=0.1)
     assert not any(value.is_cuda for value in gpu.run("gpu").load_weights("student").values())
 
 

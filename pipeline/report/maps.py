@@ -10,6 +10,8 @@ from markupsafe import Markup
 
 from pipeline.report.svg import MINUS, Chart, drawing, join, percent, tag
 
+_CELL = 30  # side of one count in a confusion matrix
+
 
 def pair_chart(
     title: str,
@@ -55,41 +57,22 @@ def pair_chart(
 def heat_map(title: str, names: Sequence[str], counts_CC: np.ndarray) -> Chart:
     """Draw a confusion matrix: rows are true classes, shades are shares of a row."""
     longest = max(len(_cut(name)) for name in names)
-    size, left, top = 30, 16 + 7 * longest, 22 + 5 * longest
-    side = size * len(names)
+    left, top = 16 + 7 * longest, 22 + 5 * longest
+    side = _CELL * len(names)
     shares_CC = counts_CC / np.maximum(counts_CC.sum(axis=1, keepdims=True), 1)
 
-    def cell(true: int, said: int) -> Markup:
-        count, share = int(counts_CC[true, said]), float(shares_CC[true, said])
-        x, y = left + said * size, top + true * size
-        kind = "hit" if true == said else "miss"
-        dark = " dark" if share > 0.5 else ""
-        box = tag(
-            "rect",
-            x=x + 1,
-            y=y + 1,
-            width=size - 2,
-            height=size - 2,
-            rx=3,
-            class_=f"cell {kind}",
-            fill_opacity=round(0.06 + 0.94 * share, 3) if count else 0.03,
-        )
-        if not count:
-            return box
-        text = tag(
-            "text", str(count), x=x + size / 2, y=y + size / 2 + 4, class_=f"count middle{dark}"
-        )
-        return join([box, text])
-
     def across(place: int, name: str) -> Markup:
-        x, y = left + place * size + size / 2 + 4, top - 8
+        x, y = left + place * _CELL + _CELL / 2 + 4, top - 8
         return tag("text", _cut(name), transform=f"translate({x} {y}) rotate(-50)", class_="tick")
 
     rows = [
-        tag("text", _cut(name), x=left - 8, y=top + i * size + size / 2 + 4, class_="tick end")
+        tag("text", _cut(name), x=left - 8, y=top + i * _CELL + _CELL / 2 + 4, class_="tick end")
         for i, name in enumerate(names)
     ]
-    cells = [cell(i, j) for i in range(len(names)) for j in range(len(names))]
+    cells = [
+        _cell(left + j * _CELL, top + i * _CELL, int(counts_CC[i, j]), float(share), hit=i == j)
+        for (i, j), share in np.ndenumerate(shares_CC)
+    ]
     described = (
         "Rows are true classes, columns what the student says; "
         f"{int(np.trace(counts_CC))} of {int(counts_CC.sum())} images lie on the diagonal."
@@ -106,6 +89,25 @@ def heat_map(title: str, names: Sequence[str], counts_CC: np.ndarray) -> Chart:
     )
     table = tuple((name, *(str(int(n)) for n in counts_CC[i])) for i, name in enumerate(names))
     return Chart(title, described, picture, ("true / said", *names), table)
+
+
+def _cell(x: int, y: int, count: int, share: float, *, hit: bool) -> Markup:
+    """Draw one count of a confusion matrix, shaded by its share of the row."""
+    box = tag(
+        "rect",
+        x=x + 1,
+        y=y + 1,
+        width=_CELL - 2,
+        height=_CELL - 2,
+        rx=3,
+        class_=f"cell {'hit' if hit else 'miss'}",
+        fill_opacity=round(0.06 + 0.94 * share, 3) if count else 0.03,
+    )
+    if not count:
+        return box
+    dark = " dark" if share > 0.5 else ""
+    middle = {"x": x + _CELL / 2, "y": y + _CELL / 2 + 4}
+    return join([box, tag("text", str(count), **middle, class_=f"count middle{dark}")])
 
 
 def scatter(
