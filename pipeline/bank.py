@@ -7,14 +7,15 @@ from the cache, and no queue starts with random vectors. Shape letters: M bank, 
 from typing import Protocol
 
 import torch
-from torch import Tensor
+
+from pipeline.contracts import Keys
 
 
 class EarlierTargets(Protocol):
     """Whoever knows the targets of earlier steps."""
 
-    def targets_before(self, step: int, count: int) -> Tensor:
-        """Return the targets of the last `count` samples before a step, [M,D], newest last."""
+    def keys_before(self, step: int, count: int) -> Keys:
+        """Return the targets of the last `count` samples before a step, newest last."""
 
 
 class Bank:
@@ -22,17 +23,21 @@ class Bank:
 
     def __init__(self, source: EarlierTargets, size: int, device: torch.device) -> None:
         self._source, self._size, self._device = source, size, device
-        self._held_MD: Tensor | None = None
+        self._held: Keys | None = None
 
-    def before(self, step: int, keys_GD: Tensor) -> Tensor:
-        """Return the bank of a step, float32 [M,D]; keys_GD: the step's own targets, which follow.
+    def before(self, step: int, keys: Keys) -> Keys:
+        """Return the bank of a step, M long; keys: the step's own targets, which follow.
 
         Steps are asked for one after another, from any one on.
         """
         if not self._size:
-            return keys_GD[:0]
-        if self._held_MD is None:
-            self._held_MD = self._source.targets_before(step, self._size).to(self._device)
-        bank_MD = self._held_MD
-        self._held_MD = torch.cat([bank_MD, keys_GD])[-self._size :]
-        return bank_MD
+            return Keys(keys.targets_ND[:0], keys.rows_N[:0])
+        if self._held is None:
+            found = self._source.keys_before(step, self._size)
+            self._held = Keys(found.targets_ND.to(self._device), found.rows_N.to(self._device))
+        bank = self._held
+        self._held = Keys(
+            torch.cat([bank.targets_ND, keys.targets_ND])[-self._size :],
+            torch.cat([bank.rows_N, keys.rows_N])[-self._size :],
+        )
+        return bank

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.cache.reader import TargetCache
+from pipeline.contracts import Keys, TokenBatch
 from pipeline.decode import DecodePolicy
 from pipeline.errors import BeamclipError, CacheMismatchError
 from pipeline.options import differences, to_mapping
@@ -27,6 +28,7 @@ from pipeline.schedule import Schedule
 from pipeline.shardfiles import ShardFiles
 from pipeline.shards import Shard
 from pipeline.targets import OtherTeacher, Targets, UnitTargets, all_valid
+from pipeline.tokens import TokenisedTexts
 
 T = TypeVar("T")
 _CPU = torch.device("cpu")
@@ -39,22 +41,30 @@ class ViewBatch:
 
     geometry: {S: uint8 [B,3,S,S]}, the same views at each size. params_BP: float32 array.
     keys_GD: the targets of the whole step, float32, normalised; this rank's begin at `first`.
-    others: the targets of further teachers for this rank's rows. rows_B, labels_B: int64.
+    key_rows_G: their rows, int64. norms_B: the lengths of this rank's, float32. others: the targets
+    of further teachers for this rank's rows. labels_B: int64. tokens: a text for each view.
     """
 
     geometry: Mapping[int, Tensor]
     params_BP: np.ndarray
     keys_GD: Tensor
+    key_rows_G: Tensor
     first: int
+    norms_B: Tensor
     others: tuple[Tensor, ...]
-    rows_B: Tensor
     labels_B: Tensor
+    tokens: TokenBatch | None = None
     finished: bool = False  # photometry is done already
+
+    @property
+    def rows_B(self) -> Tensor:
+        """The rows of this batch, int64."""
+        return self.key_rows_G[self.first : self.first + len(self.labels_B)]
 
     @property
     def target_BD(self) -> Tensor:
         """The targets of this batch, float32 [B,D], normalised."""
-        return self.keys_GD[self.first : self.first + len(self.rows_B)]
+        return self.keys_GD[self.first : self.first + len(self.labels_B)]
 
     def views(self, device: torch.device, size: int | None = None) -> Tensor:
         """Return the finished views, uint8 [B,3,S,S], on `device`; size: if there is but one."""
@@ -65,12 +75,18 @@ class ViewBatch:
     def pin_memory(self) -> "ViewBatch":
         """Return the batch in memory that a GPU copies from by itself."""
         geometry = {size: views.pin_memory() for size, views in self.geometry.items()}
+        tokens = self.tokens
+        if tokens is not None:
+            tokens = TokenBatch(tokens.tokens_BL.pin_memory(), tokens.mask_BL.pin_memory())
         return replace(
             self,
             geometry=geometry,
             keys_GD=self.keys_GD.pin_memory(),
+            key_rows_G=self.key_rows_G.pin_memory(),
+            norms_B=self.norms_B.pin_memory(),
             others=tuple(target_BD.pin_memory() for target_BD in self.others),
             labels_B=self.labels_B.pin_memory(),
+            tokens=tokens,
         )
 
 
@@ -78,7 +94,8 @@ class TrainingBatches:
     """The targets source of training: step number -> ViewBatch, from a cache and its shards.
 
     sizes: sides of the views, in pixels. others: caches of further teachers over the same shards.
-    leave_out_N: rows that are not trained on, bool. device: where views go; photometry is done
+    texts: captions of the rows; an epoch then has each of them once, with its image, in place of
+    each row once. leave_out_N: rows that are not trained on, bool. device: where views go; photometry is done
     there, for a GPU, else as views are made. window: see `order.plan_epoch`; above 0, targets
     are read unit by unit, else a view lies in memory whole, mapped, shared by all processes.
     """
@@ -93,6 +110,7 @@ class TrainingBatches:
         num_views: int,
         seed: int,
         others: Sequence[TargetCache] = (),
+        texts: TokenisedTexts | None = None,
         leave_out_N: np.ndarray | None = None,
         window: int = 0,
         workers: int = 0,
@@ -103,12 +121,15 @@ class TrainingBatches:
         self._others = tuple(OtherTeacher(other, cache) for other in others)
         self._reader = _reader(cache, shards, check_digests)
         self._targets: Targets = UnitTargets(cache, kept=2 * window) if window else cache
+        self._texts = texts
         rows_N = all_valid(cache, self._others)
         if leave_out_N is not None:
             rows_N = rows_N[~leave_out_N[rows_N]]
-        shard_N = np.asarray(cache.column("shard"))[rows_N]
+        # What an epoch has once each: rows, or captions of them.
+        items_N = rows_N if texts is None else np.flatnonzero(np.isin(texts.rows_K, rows_N))
+        shard_N = np.asarray(cache.column("shard"))[self._rows_of(items_N)]
         self._order = Order(
-            rows_N, shard_N, batch_size=batch_size, seed=seed, window=window, ranks=ranks.size
+            items_N, shard_N, batch_size=batch_size, seed=seed, window=window, ranks=ranks.size
         )
         self._sizes, self._num_views, self._ranks = tuple(sizes), num_views, ranks
         self._workers, self._on_cpu = workers, device.type == "cpu"
@@ -126,22 +147,27 @@ class TrainingBatches:
             self._batch, range(step, stop), workers=self._workers, pin=not self._on_cpu
         )
 
-    def targets_before(self, step: int, count: int) -> Tensor:
-        """Return the targets of the last `count` samples before a step, [M,D], the newest last."""
-        parts = [
-            self._targets.targets(rows_G, epoch % self._num_views)
-            for rows_G, epoch in self._order.before(step, count)
+    def keys_before(self, step: int, count: int) -> Keys:
+        """Return the targets of the last `count` samples before a step, the newest last."""
+        earlier = [
+            (self._rows_of(items_G), epoch) for items_G, epoch in self._order.before(step, count)
         ]
-        return torch.from_numpy(np.concatenate(parts))
+        parts = [self._targets.targets(rows_G, epoch % self._num_views) for rows_G, epoch in earlier]
+        rows_M = np.concatenate([rows_G for rows_G, _ in earlier])
+        return Keys(torch.from_numpy(np.concatenate(parts)), torch.from_numpy(rows_M))
+
+    def _rows_of(self, items_G: np.ndarray) -> np.ndarray:
+        return items_G if self._texts is None else self._texts.rows_K[items_G]
 
     def _batch(self, step: int) -> ViewBatch:
-        rows_G, epoch = self._order.step(step)
-        view = epoch % self._num_views
+        items_G, epoch = self._order.step(step)
+        rows_G, view = self._rows_of(items_G), epoch % self._num_views
         share = len(rows_G) // self._ranks.size
         first = self._ranks.rank * share
-        rows_B = rows_G[first : first + share]
+        here = slice(first, first + share)
+        rows_B = rows_G[here]
         if self._reader.is_remote:
-            self._reader.expect(self._order.step(step + self._ahead)[0])
+            self._reader.expect(self._rows_of(self._order.step(step + self._ahead)[0]))
         params_BP = self._targets.view_params(rows_B, view)
         geometry = self._reader.geometry(rows_B, params_BP, self._sizes)
         if self._on_cpu:  # here, where loaders share the work
@@ -150,10 +176,12 @@ class TrainingBatches:
             geometry=geometry,
             params_BP=params_BP,
             keys_GD=torch.from_numpy(self._targets.targets(rows_G, view)),
+            key_rows_G=torch.from_numpy(rows_G),
             first=first,
+            norms_B=torch.from_numpy(self._targets.norms(rows_B, view)),
             others=tuple(torch.from_numpy(t.targets(rows_B, view)) for t in self._others),
-            rows_B=torch.from_numpy(rows_B),
             labels_B=self._reader.labels(rows_B),
+            tokens=None if self._texts is None else self._texts.batch(items_G[here]),
             finished=self._on_cpu,
         )
 
@@ -180,9 +208,10 @@ def eval_batches(
             geometry=reader.geometry(rows_B, params_BP, (input_px,)),
             params_BP=params_BP,
             keys_GD=torch.from_numpy(cache.targets(rows_B, 0)),
+            key_rows_G=torch.from_numpy(rows_B),
             first=0,
+            norms_B=torch.from_numpy(cache.norms(rows_B, 0)),
             others=(),
-            rows_B=torch.from_numpy(rows_B),
             labels_B=reader.labels(rows_B),
         )
 

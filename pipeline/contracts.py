@@ -1,7 +1,8 @@
 """The tensors that one room hands to the next.
 
 Shape letters: B batch, G samples of a step over all ranks, M bank, N rows, D teacher dimension,
-F feature dimension, A anchors, H W pixels.
+F feature dimension, E width of a shared space, L places of a text, I inner width, A anchors, H W
+pixels.
 """
 
 from dataclasses import dataclass
@@ -13,15 +14,42 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class TokenBatch:
+    """Texts as a student reads them: tokens_BL int64, padded at the end; mask_BL bool, False there.
+
+    There is a text for each image of the batch.
+    """
+
+    tokens_BL: "torch.Tensor"
+    mask_BL: "torch.Tensor"
+
+
+@dataclass(frozen=True)
+class Branch:
+    """What a model of images and texts says of one of the two.
+
+    output_BE: of the shared encoder, float32, not normalised. inner_BI: what the last block's MLP
+    has before its activation, float32.
+    """
+
+    output_BE: "torch.Tensor"
+    inner_BI: "torch.Tensor"
+
+
+@dataclass(frozen=True)
 class StudentOutputs:
     """What a student says of a batch of views.
 
     features_BF: backbone features, float32, not normalised.
-    embedding_BD: projected to the teacher's space, float32, normalised.
+    embedding_BD: projected to the teacher's space, float32, normalised; of a model of images and
+    texts, in the space of both.
+    image, text: of such a model; text only if it was given texts.
     """
 
     features_BF: "torch.Tensor"
     embedding_BD: "torch.Tensor"
+    image: Branch | None = None
+    text: Branch | None = None
 
 
 @dataclass(frozen=True)
@@ -38,6 +66,17 @@ class TeacherTargets:
 
 
 @dataclass(frozen=True)
+class Keys:
+    """Targets that samples are compared with, and the rows of the split that they are of.
+
+    targets_ND: float32, normalised. rows_N: int64.
+    """
+
+    targets_ND: "torch.Tensor"
+    rows_N: "torch.Tensor"
+
+
+@dataclass(frozen=True)
 class TargetBatch:
     """What the cache says of the same batch.
 
@@ -47,7 +86,9 @@ class TargetBatch:
     keys_GD: the targets of the whole step, over all ranks and parts of a batch; the rows `first`
     to `first` + B of it are target_BD.
     bank_MD: the targets of the M samples before this step, the newest last; M may be 0.
-    others: what further teachers say of the same views.
+    key_rows_G, bank_rows_M: the rows of those, int64.
+    norms_B: the lengths that target_BD had before they were normalised, float32.
+    others: what further teachers say of the same views. tokens: the texts of the same samples.
     """
 
     target_BD: "torch.Tensor"
@@ -56,8 +97,12 @@ class TargetBatch:
     labels_B: "torch.Tensor"
     keys_GD: "torch.Tensor"
     bank_MD: "torch.Tensor"
+    key_rows_G: "torch.Tensor"
+    bank_rows_M: "torch.Tensor"
+    norms_B: "torch.Tensor"
     first: int = 0
     others: tuple[TeacherTargets, ...] = ()
+    tokens: TokenBatch | None = None
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,7 @@ def _tell(batch: Batch, meter: runtime.Meter) -> None:
 class Embedded:
     """A batch whose views were embedded, or given up with their unit. B: the views asked for.
 
-    params_BP: float32; NaN for what has no view. vectors_BD: float32.
+    params_BP: float32; NaN for what has no view. vectors_BD: float32, not normalised.
     """
 
     batch: Batch
@@ -207,7 +207,7 @@ class Device:
         """Return [B,D]; a device short of memory gets half as much at a time."""
         try:
             views = self._bring(views_B3SS)
-            return self._teacher.embed_images(apply_photometry(views, params_BP))
+            return self._teacher.encode_images(apply_photometry(views, params_BP))
         except torch.OutOfMemoryError:
             half = len(views_B3SS) // 2
             if half == 0:

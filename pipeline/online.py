@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from pipeline.audit.live import live_teacher, recorded_options
 from pipeline.batches import ViewBatch
 from pipeline.cache.reader import TargetCache
+from pipeline.contracts import Keys
 from pipeline.errors import StudentError
 from pipeline.ranks import ranks_of_environment
 from pipeline.runtime import pick_device
@@ -37,12 +37,13 @@ class OnlineTargets:
         for batch in self._source.starting_at(step, stop):
             views_B3SS = batch.views(self._device, self._teacher.preprocess.size)
             # Cloned: what inference mode made cannot take part in a backward pass.
-            keys_GD = self._teacher.embed_images(views_B3SS).float().cpu().clone()
-            yield replace(batch, keys_GD=keys_GD)
+            vectors_GD = self._teacher.encode_images(views_B3SS).cpu().clone()
+            norms_G = vectors_GD.norm(dim=1)
+            yield replace(batch, keys_GD=vectors_GD / norms_G[:, None], norms_B=norms_G)
 
-    def targets_before(self, step: int, count: int) -> Tensor:
-        """Return the cached targets of the last `count` samples before a step, [M,D]."""
-        return self._source.targets_before(step, count)
+    def keys_before(self, step: int, count: int) -> Keys:
+        """Return the cached targets of the last `count` samples before a step."""
+        return self._source.keys_before(step, count)
 
 
 def live_targets(device: str) -> LiveTargets:

@@ -20,6 +20,9 @@ class Targets(Protocol):
     def targets(self, rows_B: np.ndarray, view: int) -> np.ndarray:
         """Return targets, float32 [B,D], normalised."""
 
+    def norms(self, rows_B: np.ndarray, view: int) -> np.ndarray:
+        """Return the lengths that targets had before they were normalised, float32 [B]."""
+
     def view_params(self, rows_B: np.ndarray, view: int) -> np.ndarray:
         """Return what decided the views, float32 [B,P]."""
 
@@ -31,13 +34,17 @@ class UnitTargets:
     """
 
     def __init__(self, cache: TargetCache, *, kept: int) -> None:
-        self._cache, self._kept = cache, 2 * kept  # of targets and of params
+        self._cache, self._kept = cache, 3 * kept  # of targets, norms and params
         self._firsts = np.array([shard.first for shard in cache.shards])
         self._arrays: OrderedDict[tuple[str, int, int], np.ndarray] = OrderedDict()
 
     def targets(self, rows_B: np.ndarray, view: int) -> np.ndarray:
         """Return targets, float32 [B,D], normalised."""
         return normalised(self._gather("targets", rows_B, view))
+
+    def norms(self, rows_B: np.ndarray, view: int) -> np.ndarray:
+        """Return the lengths that targets had before they were normalised, float32 [B]."""
+        return self._gather("norms", rows_B, view)
 
     def view_params(self, rows_B: np.ndarray, view: int) -> np.ndarray:
         """Return what decided the views, float32 [B,P]."""
@@ -49,7 +56,7 @@ class UnitTargets:
         for shard in np.unique(shard_B):
             values_n = self._shard(array, int(shard), view)
             if found is None:
-                found = np.empty((len(rows_B), values_n.shape[1]), values_n.dtype)
+                found = np.empty((len(rows_B), *values_n.shape[1:]), values_n.dtype)
             here_B = shard_B == shard
             found[here_B] = values_n[rows_B[here_B] - self._firsts[shard]]
         assert found is not None, "no rows were asked for"

@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline import runtime
 from pipeline.bank import Bank
 from pipeline.batches import ViewBatch
-from pipeline.contracts import TargetBatch, TeacherTargets
+from pipeline.contracts import Keys, TargetBatch, TeacherTargets, TokenBatch
 from pipeline.errors import StudentError
 from pipeline.held_out import HeldOut
 from pipeline.optimizing import TrainOptions, check_precision, learning_rate
@@ -30,8 +30,8 @@ class TargetsSource(Protocol):
     def starting_at(self, step: int, stop: int) -> Iterator[ViewBatch]:
         """Yield the batches of steps `step` to `stop` - 1."""
 
-    def targets_before(self, step: int, count: int) -> Tensor:
-        """Return the targets of the last `count` samples before a step, [M,D], newest last."""
+    def keys_before(self, step: int, count: int) -> Keys:
+        """Return the targets of the last `count` samples before a step, newest last."""
 
 
 @dataclass(frozen=True)
@@ -126,19 +126,33 @@ def _targets(
     device: torch.device,
 ) -> TargetBatch:
     """Put what the cache says of a batch on the device."""
-    keys_GD = batch.keys_GD.to(device, non_blocking=True)
+    keys = Keys(
+        batch.keys_GD.to(device, non_blocking=True), batch.key_rows_G.to(device, non_blocking=True)
+    )
+    earlier = bank.before(step, keys)
+    here = slice(batch.first, batch.first + len(batch.labels_B))
     return TargetBatch(
-        target_BD=keys_GD[batch.first : batch.first + len(batch.rows_B)],
+        target_BD=keys.targets_ND[here],
         anchors_AD=teachers[0].anchors_AD,
         rows_B=batch.rows_B,
         labels_B=batch.labels_B.to(device, non_blocking=True),
-        keys_GD=keys_GD,
-        bank_MD=bank.before(step, keys_GD),
+        keys_GD=keys.targets_ND,
+        bank_MD=earlier.targets_ND,
+        key_rows_G=keys.rows_N,
+        bank_rows_M=earlier.rows_N,
+        norms_B=batch.norms_B.to(device, non_blocking=True),
         first=batch.first,
         others=tuple(
             TeacherTargets(target_BD.to(device, non_blocking=True), t.anchors_AD, t.logit_scale)
             for target_BD, t in zip(batch.others, teachers[1:], strict=True)
         ),
+        tokens=None if batch.tokens is None else _moved(batch.tokens, device),
+    )
+
+
+def _moved(tokens: TokenBatch, device: torch.device) -> TokenBatch:
+    return TokenBatch(
+        tokens.tokens_BL.to(device, non_blocking=True), tokens.mask_BL.to(device, non_blocking=True)
     )
 
 

@@ -18,7 +18,7 @@ from pipeline.schedule import schedule_from
 from pipeline.shards import Member, Sample, Shard
 from pipeline.teacher import TeacherOptions
 
-_NORM_TOLERANCE = 1e-3
+_LEAST_NORM = 1e-6  # a shorter vector has no direction
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,10 @@ class UnitRows:
         self._ends: list[int] = []
         self._samples: list[list[int]] = []
         self._digests: list[int] = []
-        # Of one view after another: [B,P]; [B,D], as they will be stored; [B].
+        # Of one view after another: [B,P]; [B,D], as they will be stored; [B]; [B].
         self._params: list[np.ndarray] = []
         self._targets: list[np.ndarray] = []
+        self._norms: list[np.ndarray] = []
         self._valid: list[np.ndarray] = []
         self._num_embedded = 0
         self._skips: dict[int, dict[str, Any]] = {}
@@ -114,14 +115,16 @@ class UnitRows:
         """Record the next B views, also those of skipped samples; what is no vector is a skip.
 
         params_BP: what decided them (float32, copied by the caller); NaN for what has no view.
-        vectors_BD: float32.
+        vectors_BD: float32, as the teacher gives them.
         """
-        norms_B = np.linalg.norm(vectors_BD, axis=1)
-        valid_B = np.abs(norms_B - 1) < _NORM_TOLERANCE  # false for NaN and Inf too
+        with np.errstate(over="ignore"):
+            norms_B = np.linalg.norm(vectors_BD, axis=1)
+        valid_B = (norms_B > _LEAST_NORM) & (norms_B < np.inf)  # false for NaN too
         targets_BD = np.full(vectors_BD.shape, np.nan, np.float16)
-        targets_BD[valid_B] = vectors_BD[valid_B]
+        targets_BD[valid_B] = vectors_BD[valid_B] / norms_B[valid_B, None]
         self._params.append(params_BP)
         self._targets.append(targets_BD)
+        self._norms.append(norms_B.astype(np.float32, copy=False))
         self._valid.append(valid_B)
         for place in np.flatnonzero(~valid_B).tolist():
             ordinal = (self._num_embedded + place) // self.job.unit.num_views
@@ -154,10 +157,12 @@ class UnitRows:
             return flat.reshape(n, num_views, *shape)
 
         targets_nVD, valid_nV = by_sample(self._targets, self._dim), by_sample(self._valid)
+        norms_nV = by_sample(self._norms).astype(np.float32, copy=False)
         skipped = sorted(self._skips)  # of one bad view, the others are not kept either
-        targets_nVD[skipped], valid_nV[skipped] = np.nan, False
+        targets_nVD[skipped], valid_nV[skipped], norms_nV[skipped] = np.nan, False, np.nan
         return {
             "targets": targets_nVD.astype(np.float16, copy=False),
+            "norms": norms_nV,
             "params": by_sample(self._params, len(layout.PARAM_COLUMNS)).astype(np.float32),
             "valid": valid_nV.astype(bool, copy=False),
             "keys": np.array(self._keys, dtype=object),

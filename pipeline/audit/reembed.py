@@ -241,7 +241,7 @@ def _recomputed(picks: Iterator[_Pick], teacher: Teacher, batch_size: int) -> It
     while batch := list(islice(picks, batch_size)):
         views_B3SS = torch.zeros((batch_size, *batch[0].view_3SS.shape), dtype=torch.uint8)
         views_B3SS[: len(batch)] = torch.stack([pick.view_3SS for pick in batch])
-        vectors_BD = teacher.embed_images(views_B3SS).cpu().numpy()
+        vectors_BD = teacher.encode_images(views_B3SS).cpu().numpy()
         for pick, vector_D in zip(batch, vectors_BD, strict=False):
             cosine = _cosine(pick.stored_D, vector_D)
             yield Recomputed(pick.unit, pick.ordinal, pick.key, pick.view, cosine)

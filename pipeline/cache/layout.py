@@ -22,7 +22,7 @@ import numpy as np
 from pipeline.schedule import ViewParams
 
 FORMAT = "beamclip-cache"
-VERSION = 3
+VERSION = 4
 # All that a cache may hold.
 PLACES = {".lock", ".tmp", "manifest", "units", "anchors", "captions", "index"}
 CHUNK_ROWS = 4096
@@ -44,6 +44,7 @@ class ArrayLayout:
 
 UNIT_ARRAYS: Mapping[str, ArrayLayout] = {
     "targets": ArrayLayout("n V D", "float16", chunked_by_view=True),
+    "norms": ArrayLayout("n V", "float32", chunked_by_view=True),
     "params": ArrayLayout("n V P", "float32", chunked_by_view=True),
     "valid": ArrayLayout("n V", "bool"),
     "keys": ArrayLayout("n", "str"),

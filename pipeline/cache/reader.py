@@ -172,6 +172,10 @@ class TargetCache:
         """
         return normalised(self.view(view)[rows])
 
+    def norms(self, rows: np.ndarray, view: int) -> np.ndarray:
+        """Return the lengths that targets had before they were normalised: float32 [B]."""
+        return np.asarray(self._mapped("norms", view)[rows, 0])
+
     def view_params(self, rows: np.ndarray, view: int) -> np.ndarray:
         """Return the parameters that decided these views: float32 [B,P]."""
         return np.asarray(self._mapped("params", view)[rows])
@@ -188,7 +192,7 @@ class TargetCache:
         yield from self._iter_units("targets", view)
 
     def of_shard(self, array: str, shard: int, view: int) -> np.ndarray:
-        """Return one view of a shard (by number): `targets` [n,D] or `params` [n,P], checked."""
+        """Return one view of a shard (by number): targets [n,D], norms [n], params [n,P]; checked."""
         return self._checked(array, self.shards[shard], self._range_of(view), view)
 
     def anchors(self, name: str) -> Anchors:
@@ -275,12 +279,12 @@ class TargetCache:
         return self._maps[array, view]
 
     def _map(self, array: str, view: int) -> np.ndarray:
-        width = self.dim if array == "targets" else len(layout.PARAM_COLUMNS)
+        width = {"targets": self.dim, "norms": 1, "params": len(layout.PARAM_COLUMNS)}[array]
         return shared_array(
             f"{self.digest[:32]}-{array}-{view}",
             (len(self), width),
             layout.UNIT_ARRAYS[array].dtype,
-            (values for _, values in self._iter_units(array, view)),
+            (values.reshape(-1, width) for _, values in self._iter_units(array, view)),
         )
 
 
