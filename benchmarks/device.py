@@ -24,7 +24,7 @@ class TimedForward(NullTeacher):
         self._model = open_clip.create_model("ViT-B-32").eval()
         self.seconds = 0.0
 
-    def embed_images(self, views_B3SS: torch.Tensor) -> torch.Tensor:
+    def encode_images(self, views_B3SS: torch.Tensor) -> torch.Tensor:
         """Embed, timed."""
         began = time.perf_counter()
         with torch.inference_mode():

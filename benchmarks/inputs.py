@@ -93,7 +93,7 @@ class NullTeacher:
         )
         self._vectors_BD = torch.zeros(0)
 
-    def embed_images(self, views_B3SS: torch.Tensor) -> torch.Tensor:
+    def encode_images(self, views_B3SS: torch.Tensor) -> torch.Tensor:
         """Return the constant vector for every view."""
         if len(self._vectors_BD) != len(views_B3SS):
             self._vectors_BD = torch.full((len(views_B3SS), self.dim), self.dim**-0.5)
@@ -120,12 +120,12 @@ class SimulatedDevice(NullTeacher):
         self.rate = rate
         self.calls: list[tuple[float, float]] = []  # begin and end of each batch, in seconds
 
-    def embed_images(self, views_B3SS: torch.Tensor) -> torch.Tensor:
+    def encode_images(self, views_B3SS: torch.Tensor) -> torch.Tensor:
         """Wait as long as a device of that rate would compute."""
         begin = time.perf_counter()
         time.sleep(len(views_B3SS) / self.rate)
         self.calls.append((begin, time.perf_counter()))
-        return super().embed_images(views_B3SS)
+        return super().encode_images(views_B3SS)
 
     def idle_share(self) -> float:
         """Return the share of time between the first batch and the last in which it did nothing."""

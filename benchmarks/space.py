@@ -27,6 +27,7 @@ def publish(cache: Path, vectors_NVD: np.ndarray) -> Path:
     unit = layout.UnitId("train", "000000", "views", 0, views - 1)
     arrays = {
         "targets": vectors_NVD.astype(np.float16),
+        "norms": np.ones((n, views), np.float32),
         "params": np.zeros((n, views, len(layout.PARAM_COLUMNS)), np.float32),
         "valid": np.ones((n, views), bool),
         "keys": np.array([f"{i:06d}" for i in range(n)], dtype=object),

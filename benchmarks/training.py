@@ -135,7 +135,7 @@ class _AtHand:
             keys_GD=batch.keys_GD.to(device),
         )
         self.steps_per_epoch = source.steps_per_epoch
-        self.targets_before = source.targets_before
+        self.keys_before = source.keys_before
 
     def starting_at(self, step: int, stop: int) -> Iterator[ViewBatch]:
         yield from (self._batch for _ in range(step, stop))

@@ -95,9 +95,10 @@ class TrainingBatches:
 
     sizes: sides of the views, in pixels. others: caches of further teachers over the same shards.
     texts: captions of the rows; an epoch then has each of them once, with its image, in place of
-    each row once. leave_out_N: rows that are not trained on, bool. device: where views go; photometry is done
-    there, for a GPU, else as views are made. window: see `order.plan_epoch`; above 0, targets
-    are read unit by unit, else a view lies in memory whole, mapped, shared by all processes.
+    each row once. leave_out_N: rows that are not trained on, bool. device: where views go;
+    photometry is done there, for a GPU, else as views are made. window: see `order.plan_epoch`;
+    above 0, targets are read unit by unit, else a view lies in memory whole, mapped, shared by all
+    processes.
     """
 
     def __init__(
@@ -152,7 +153,9 @@ class TrainingBatches:
         earlier = [
             (self._rows_of(items_G), epoch) for items_G, epoch in self._order.before(step, count)
         ]
-        parts = [self._targets.targets(rows_G, epoch % self._num_views) for rows_G, epoch in earlier]
+        parts = [
+            self._targets.targets(rows_G, epoch % self._num_views) for rows_G, epoch in earlier
+        ]
         rows_M = np.concatenate([rows_G for rows_G, _ in earlier])
         return Keys(torch.from_numpy(np.concatenate(parts)), torch.from_numpy(rows_M))
 

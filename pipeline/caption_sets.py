@@ -1,4 +1,4 @@
-"""Embeds the captions of a split's samples with the teacher's text tower, for retrieval.
+"""Keeps the captions of a split's samples, embedded if the cache's teacher reads text.
 
 Shape letters: K captions, D teacher dimension.
 """
@@ -60,9 +60,10 @@ class CaptionsSummary:
         """Say in one line what the set is."""
         left_out = "".join(f", left out {n} ({reason})" for reason, n in self.left_out.items())
         without = self.samples - self.captioned
+        read = f"{self.tokens[0]} to {self.tokens[1]} tokens" if self.tokens[1] else "not embedded"
         return (
             f"{self.name}: {self.captions} captions of {self.captioned} samples of {self.split}, "
-            f"{self.tokens[0]} to {self.tokens[1]} tokens; {without} samples without{left_out}"
+            f"{read}; {without} samples without{left_out}"
         )
 
     def text(self) -> str:
@@ -80,7 +81,7 @@ def add_captions(
     device: str = "auto",
     teacher: str | None = None,
 ) -> bool:
-    """Embed the captions in a split's shards; return False if the cache has them already.
+    """Add the captions in a split's shards; return False if the cache has them already.
 
     shards: all of the split's, as the cache was made from them; others are passed over. name: of
     the set, by default the split's. teacher: the model to load, if the manifest's teacher has
@@ -99,8 +100,11 @@ def add_captions(
         if _is_cached(cache, manifest, name, split, held):
             return False
         collected = collect_captions(held)
-        loaded = cached_teacher(cache, manifest, device, teacher)
-        arrays, attributes = embedded(loaded, manifest, collected, name=name, split=split)
+        if layout.reads_text(manifest):
+            loaded = cached_teacher(cache, manifest, device, teacher)
+            arrays, attributes = embedded(loaded, manifest, collected, name=name, split=split)
+        else:
+            arrays, attributes = plain(manifest, collected, split=split)
         return writer.publish_captions(cache, name, arrays, attributes)
 
 
@@ -161,13 +165,30 @@ def embedded(
         "token_counts": np.array([teacher.count_tokens(text) for text in kept], np.int32),
         "samples": np.array(collected.samples, np.int64),
     }
-    attributes = {
+    told = {"cuts": [asdict(cut) for cut in cuts]}
+    return arrays, _attributes(manifest, split, collected) | told
+
+
+def plain(
+    manifest: Mapping[str, Any], collected: Collected, *, split: str
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return what is published of captions for a teacher that reads no text: D and tokens are 0."""
+    count = len(collected.texts)
+    arrays = {
+        "embeddings": np.empty((count, 0), np.float32),
+        "texts": np.array(collected.texts, dtype=object),
+        "token_counts": np.zeros(count, np.int32),
+        "samples": np.array(collected.samples, np.int64),
+    }
+    return arrays, {**_attributes(manifest, split, collected), "cuts": []}
+
+
+def _attributes(manifest: Mapping[str, Any], split: str, collected: Collected) -> dict[str, Any]:
+    return {
         **_made_from(manifest, split, collected.shards),
         "counts": collected.counts,
         "left_out": dict(sorted(collected.left_out.items())),
-        "cuts": [asdict(cut) for cut in cuts],
     }
-    return arrays, attributes
 
 
 def _fitted(teacher: Teacher, texts: Sequence[str], what: str) -> tuple[list[str], list[Cut]]:

@@ -206,7 +206,7 @@ def _texts(asked: _Asked, recipe: "Recipe | None", shards: "Sequence[Shard]") ->
     if (asked.prompts is None) != (asked.prompt_set is None):
         raise click.UsageError("--prompts and --prompt-set say together which texts are meant")
     file, name = asked.prompts, asked.prompt_set
-    if file is None and recipe is not None:
+    if file is None and recipe is not None and recipe.prompts is not None:
         file, name = recipe.prompts.file, recipe.prompts.zeroshot
     prompts = own_prompts(file, name, shards) if file and name else None
     return Texts(

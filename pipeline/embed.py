@@ -12,6 +12,7 @@ from pipeline import runtime
 from pipeline.cache import layout, writer
 from pipeline.cache.reader import read_manifest
 from pipeline.cache.seal import SplitCounts, seal_cache
+from pipeline.caption_sets import add_captions
 from pipeline.cluster import HERE, Place, check_place
 from pipeline.decode import DecodePolicy
 from pipeline.errors import LossesError
@@ -37,8 +38,9 @@ class CacheOptions:
     teacher: TeacherOptions
     schedule: Schedule
     views: int
-    prompts: PromptOptions
+    prompts: PromptOptions | None  # None: of a teacher that reads no text
     decode: DecodePolicy
+    captions: bool = False  # keep the captions of every split
     max_skip_fraction: float = 0.01
 
 
@@ -100,7 +102,7 @@ def build_cache(
     """
     began, device = time.monotonic(), place.device
     check_place(place)
-    sets, named = _prompt_sets(spec.prompts, shards)
+    sets, named = _prompt_sets(spec, shards)
     check_teacher(spec.teacher)
     writer.check_place(cache)
     with writer.exclusive(cache):
@@ -116,6 +118,8 @@ def build_cache(
         counts = seal_cache(cache, manifest, spec.max_skip_fraction)
         _seal_others(cache, manifest["generation"], spec.max_skip_fraction)
         writer.sweep(cache)  # of workers that died on the way
+    for split in manifest["splits"] if spec.captions else ():
+        add_captions(cache, shards, split=split, device=device)
     return CacheReport(
         cache=str(cache),
         generation=manifest["generation"],
@@ -130,16 +134,19 @@ def build_cache(
 
 
 def _prompt_sets(
-    spec: PromptOptions, shards: Sequence[Shard]
+    spec: CacheOptions, shards: Sequence[Shard]
 ) -> tuple[list[PromptSet], dict[str, str]]:
     """Return every set of the prompt file, and the whole names of those that the recipe uses.
 
-    A mistyped name is told now, not by training.
+    A mistyped name is told now, not by training. A teacher that reads no text embeds none.
     """
-    prompts = load_prompts(spec.file, spec.descriptions)
+    if spec.prompts is None:
+        return [], {}
+    prompts = load_prompts(spec.prompts.file, spec.prompts.descriptions)
     check_class_order(prompts, shards)
-    uses = {"anchors": spec.anchors, "zeroshot": spec.zeroshot}
-    named = {use: prompt_set(prompts, name).name for use, name in uses.items()}
+    named = {use: prompt_set(prompts, name).name for use, name in spec.prompts.uses.items()}
+    if not spec.teacher.reads_text:
+        return [], {}
     return [prompt_set(prompts, name) for name in prompts.prompt_sets], named
 
 

@@ -32,7 +32,7 @@ from pipeline.students import (
     load_weights,
 )
 from pipeline.teacher import HF_HUB, LOCAL_DIR, OpenClipTeacher, TeacherOptions, load_teacher
-from pipeline.teacher_folder import CONFIG
+from pipeline.teacher.folder import CONFIG
 
 OPEN_CLIP, TIMM_NAME = "open_clip:", "timm:"
 _ALIAS_PX = 224  # what the architectures behind STUDENTS were made for

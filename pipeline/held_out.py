@@ -53,10 +53,11 @@ class HeldOut:
         embedding_ND, target_ND, labels_N = self._embed(student, state, size)
         found = {
             "held_out_cosine": float((embedding_ND * target_ND).sum(dim=1).mean()),
-            "held_out_agreement": _share(
-                _nearest(embedding_ND, self._anchors_AD), _nearest(target_ND, self._anchors_AD)
-            ),
         }
+        if len(self._anchors_AD):
+            found["held_out_agreement"] = _share(
+                _nearest(embedding_ND, self._anchors_AD), _nearest(target_ND, self._anchors_AD)
+            )
         known_N = labels_N >= 0
         if known_N.any():
             embedding_ND, labels_N = embedding_ND[known_N], labels_N[known_N]

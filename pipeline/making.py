@@ -112,15 +112,21 @@ def _reason(job: UnitJob, error: BaseException) -> str:
 
 def _portable(job: UnitJob) -> UnitJob:
     """Make the job's paths absolute: a worker may stand in another folder."""
-    model = job.teacher.model
-    if model.startswith(LOCAL_DIR):
-        model = f"{LOCAL_DIR}{Path(model.removeprefix(LOCAL_DIR)).absolute()}"
+    teacher = job.teacher
+    if (teacher.pretrained or "").startswith(LOCAL_DIR):
+        teacher = replace(teacher, pretrained=_absolute(teacher.pretrained))
+    if teacher.model.startswith(LOCAL_DIR):
+        teacher = replace(teacher, model=_absolute(teacher.model))
     return replace(
         job,
         cache=job.cache.absolute(),
         shard=replace(job.shard, location=storage.absolute(job.shard.location)),
-        teacher=replace(job.teacher, model=model),
+        teacher=teacher,
     )
+
+
+def _absolute(local_dir: str | None) -> str:
+    return f"{LOCAL_DIR}{Path((local_dir or '').removeprefix(LOCAL_DIR)).absolute()}"
 
 
 def _embed_there(job: UnitJob, send: runtime.Send) -> UnitReport:

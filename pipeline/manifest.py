@@ -220,8 +220,9 @@ def _changed_fields(old: Mapping[str, Any], plan: Mapping[str, Any]) -> list[_Ch
 def _comparable(manifest: Mapping[str, Any], name: str) -> Any:
     """Leave out where a teacher's folder lies, which says nothing of what it holds."""
     value = json.loads(json.dumps(manifest[name]))
-    if name == "teacher" and value["model"].startswith(LOCAL_DIR):
-        value["model"] = LOCAL_DIR
+    for field in ("model", "pretrained") if name == "teacher" else ():
+        if (value[field] or "").startswith(LOCAL_DIR):
+            value[field] = LOCAL_DIR
     return value
 
 

@@ -18,13 +18,19 @@ class PromptOptions:
     """Which prompt file a cache is made with, and which sets serve for what.
 
     anchors, zeroshot: sets of the file, or, in stage two, any prompt set of the cache by its whole
-    name. descriptions: a file of the user's own, as `anchors add --descriptions` takes.
+    name; without `anchors` that of `zeroshot` serves for both. descriptions: a file of the user's
+    own, as `anchors add --descriptions` takes.
     """
 
     file: str  # a name under prompts/, or a path to a YAML file
-    anchors: str  # the set whose embeddings are the anchors of training
+    anchors: str | None = None  # the set whose embeddings are the anchors of training
     zeroshot: str  # the set whose embeddings classify in the zero-shot probe
     descriptions: str | None = None
+
+    @property
+    def uses(self) -> dict[str, str]:
+        """The sets by what they serve for."""
+        return {"anchors": self.anchors or self.zeroshot, "zeroshot": self.zeroshot}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.decode import DecodePolicy
 from pipeline.embed import CacheOptions
 from pipeline.errors import RecipeError
-from pipeline.losses import Term, parse_term, parse_terms
+from pipeline.losses import AnchorOptions, Term, parse_term, parse_terms
 from pipeline.optimizing import TrainOptions
 from pipeline.options import nearest, options, parse, to_mapping
 from pipeline.probes import ProbeOptions
@@ -31,7 +31,9 @@ class Recipe:
     further_teachers: tuple[TeacherOptions, ...] = ()
     schedule: Schedule
     views: int  # V: scheduled views per training sample
-    prompts: PromptOptions
+    # A teacher that reads no text has no anchors; a student that reads texts embeds `zeroshot`.
+    prompts: PromptOptions | None = None
+    captions: bool = False  # the cache keeps those that shards hold, for students that read them
     student: StudentOptions = StudentOptions()
     losses: dict[str, dict[str, Any]]
     training: TrainOptions
@@ -44,6 +46,10 @@ class Recipe:
             raise ValueError(f"views is at least 1, not {self.views}")
         if not 0 <= self.max_skip_fraction <= 1:
             raise ValueError(f"max_skip_fraction is a share, 0 to 1, not {self.max_skip_fraction}")
+        if self.teacher.reads_text and self.prompts is None:
+            raise ValueError("prompts is missing: the teacher's text tower embeds its sets")
+        if self.further_teachers and not self.teacher.reads_text:
+            raise ValueError("further_teachers are compared over anchors, which take a text tower")
 
     def cache_options(self) -> CacheOptions:
         """Return what stage one needs of the recipe."""
@@ -53,6 +59,7 @@ class Recipe:
             views=self.views,
             prompts=self.prompts,
             decode=self.decode,
+            captions=self.captions,
             max_skip_fraction=self.max_skip_fraction,
         )
 
@@ -99,7 +106,14 @@ def recipe_from(fields: Mapping[str, Any], *, where: str) -> Recipe:
         name: to_mapping(parse_term(name, loss, where=where).spec)
         for name, loss in recipe.losses.items()
     }
-    parse_terms(losses, where=where)
+    terms = parse_terms(losses, where=where)
+    over_anchors = [term.name for term in terms if isinstance(term.spec, AnchorOptions)]
+    if over_anchors and not recipe.teacher.reads_text:
+        raise RecipeError(
+            f"{where}: {', '.join(over_anchors)} compare with text anchors, and teacher "
+            f"{recipe.teacher.model} reads no text: take ism, mse, crd, seed or rkd, or another "
+            "teacher"
+        )
     return dataclasses.replace(recipe, losses=losses)
 
 

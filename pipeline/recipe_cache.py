@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.anchors import cached_anchors, named_anchors
 from pipeline.batches import check_cache
 from pipeline.cache import layout
-from pipeline.cache.reader import Anchors, TargetCache
+from pipeline.cache.reader import Anchors, TargetCache, no_anchors
 from pipeline.errors import CacheMismatchError, LibraryError
 from pipeline.options import differences
 from pipeline.prompt_file import PromptFile, check_class_order, load_prompts
@@ -17,6 +17,7 @@ from pipeline.prompts import PromptOptions, prompt_set
 from pipeline.recipe import Recipe
 from pipeline.shards import Shard
 from pipeline.teacher import LOCAL_DIR
+from pipeline.teacher.contract import OPEN_CLIP
 
 _log = logging.getLogger(__name__)
 
@@ -63,15 +64,20 @@ def open_further(
 
 
 def prompt_sets(
-    spec: PromptOptions, cache: TargetCache, shards: Sequence[Shard]
+    spec: PromptOptions | None, cache: TargetCache, shards: Sequence[Shard]
 ) -> dict[str, Anchors]:
-    """Return the cached anchors by their use, held against the prompt file if they are its own."""
+    """Return the cached anchors by their use, held against the prompt file if they are its own.
+
+    Empty ones, of no class, if the cache's teacher reads no text.
+    """
+    if spec is None or not layout.reads_text(cache.manifest):
+        return dict.fromkeys(("anchors", "zeroshot"), no_anchors(cache.dim))
     prompts = _readable_prompts(spec)
     if prompts is not None:
         check_class_order(prompts, shards)
     return {
         use: _anchors(prompts or Path(spec.file).stem, name, cache)
-        for use, name in (("anchors", spec.anchors), ("zeroshot", spec.zeroshot))
+        for use, name in spec.uses.items()
     }
 
 
@@ -97,9 +103,13 @@ def _anchors(prompts: PromptFile | str, name: str, cache: TargetCache) -> Anchor
 
 def _named_teacher(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Name a teacher as a recipe does; where a folder lies says nothing of what it holds."""
-    named = {name: fields[name] for name in ("model", "pretrained", "precision")}
-    if named["model"].startswith(LOCAL_DIR):
-        named["model"] = LOCAL_DIR
+    names = ["model", "pretrained", "precision"]
+    if fields.get("kind", OPEN_CLIP) != OPEN_CLIP:
+        names.append("feature_point")
+    named = {name: fields[name] for name in names}
+    for name in ("model", "pretrained"):
+        if (named[name] or "").startswith(LOCAL_DIR):
+            named[name] = LOCAL_DIR
     return named
 
 

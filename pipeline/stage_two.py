@@ -148,7 +148,8 @@ def open_setting(
     """Open what the students of `recipes` share; they may differ from `recipe` in the student."""
     cache = open_cache(cache_paths[0], recipe, generation)
     sets = prompt_sets(recipe.prompts, cache, shards)
-    check_labels(cache, sets["zeroshot"])
+    if layout.reads_text(cache.manifest):
+        check_labels(cache, sets["zeroshot"])
     further = open_further(cache_paths[1:], recipe, cache, sets["anchors"])
     held_out = held_out_slice(
         cache,
@@ -284,7 +285,7 @@ def _origin(setting: Setting, recipe: Recipe, live: bool) -> dict[str, Any]:
             "window_shards": window_shards(recipe, setting.shards),
             **further,
         },
-        "prompt_sets": {use: anchors.name for use, anchors in setting.sets.items()},
+        "prompt_sets": {use: anchors.name for use, anchors in setting.sets.items() if anchors.name},
         "dim": cache.dim,
         "input_px": input_px(recipe, cache),
         "made_with": {

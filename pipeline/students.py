@@ -3,8 +3,6 @@
 Shape letters: B batch, S side in pixels, F feature dimension, D teacher dimension.
 """
 
-import logging
-import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -14,15 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.backbones import adopt, check_tag, config_of, timm_model, timm_weights
 from pipeline.checkpoints import file_sha256, find_weights, read_tensors, tensors_sha256
 from pipeline.contracts import StudentOutputs
 from pipeline.errors import StudentError
-from pipeline.fitting import fit_backbone
-from pipeline.hub import offline_if_unreachable
 from pipeline.options import nearest, options
 from pipeline.stems import shrink_stem
 
-_log = logging.getLogger(__name__)
 Stem = Literal["imagenet", "small"]
 SCRATCH, TIMM = "scratch", "timm"
 
@@ -118,13 +114,13 @@ def init_student(student: Student, spec: StudentOptions, *, input_px: int) -> di
     its place.
     """
     if spec.init == TIMM:
-        name, tensors = _timm_weights(student.backbone, input_px)
+        name, tensors = timm_weights(student.backbone, input_px)
         found = {"source": f"timm {name}", "sha256": tensors_sha256(tensors)}
-        student.started_from = found | _adopt(student.backbone, tensors, f"timm's {name}")
+        student.started_from = found | adopt(student.backbone, tensors, f"timm's {name}")
     elif spec.init != SCRATCH:
         path = find_weights(Path(spec.init))
         found = {"source": str(path.resolve()), "sha256": file_sha256(path)}
-        student.started_from = found | _adopt(student.backbone, read_tensors(path), str(path))
+        student.started_from = found | adopt(student.backbone, read_tensors(path), str(path))
     return student.started_from
 
 
@@ -139,35 +135,12 @@ def load_weights(student: Student, weights: Mapping[str, Tensor], *, where: obje
         ) from None
 
 
-def _adopt(backbone: nn.Module, tensors: Mapping[str, Tensor], where: str) -> dict[str, Any]:
-    """Load what a checkpoint holds of a backbone; tell what was used and what was not."""
-    heads = _config(backbone).get("classifier") or ()
-    fit = fit_backbone(
-        tensors,
-        backbone.state_dict(),
-        where=where,
-        heads=(heads,) if isinstance(heads, str) else heads,
-    )
-    weights = {name: tensors[held] for name, held in fit.names.items()}
-    backbone.load_state_dict(weights, strict=False)
-    _log.info("%s: %d tensors, named %s*, start the backbone", where, len(weights), fit.prefix)
-    for what, names in (("missing", fit.missing), ("left over", fit.left_over)):
-        if names:
-            _log.info("%s: %d tensors are %s: %s", where, len(names), what, ", ".join(names[:20]))
-    return {
-        "prefix": fit.prefix,
-        "used": len(weights),
-        "missing": len(fit.missing),
-        "left_over": len(fit.left_over),
-    }
-
-
 def _timm_student(name: str, dim: int, input_px: int, stem: Stem, tag: str) -> Student:
     if tag:
-        _check_tag(name, tag)
+        check_tag(name, tag)
         name = f"{name}.{tag}"
     try:
-        backbone = _timm_model(name, input_px, num_classes=0)
+        backbone = timm_model(name, input_px, num_classes=0)
         if stem == "small":
             shrink_stem(backbone, name)
         num_features = _count_features(backbone, input_px)
@@ -178,49 +151,8 @@ def _timm_student(name: str, dim: int, input_px: int, stem: Stem, tag: str) -> S
             f"student {name} does not work at {input_px} px ({type(error).__name__}: {error}): "
             "choose another student.input_px or another model"
         ) from None
-    config = _config(backbone)
+    config = config_of(backbone)
     return Student(backbone, num_features, dim, config["mean"], config["std"])
-
-
-def _config(backbone: nn.Module) -> dict[str, Any]:
-    """Return what timm says of a model: architecture, tag, mean, std, classifier."""
-    return dict(getattr(backbone, "default_cfg", None) or {})
-
-
-def _timm_model(name: str, input_px: int, **options: Any) -> nn.Module:
-    import timm
-
-    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    if config is not None and config.fixed_input_size:
-        options["img_size"] = input_px
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # timm's notes on renamed models
-        model: nn.Module = timm.create_model(name, **options)
-    return model
-
-
-def _timm_weights(backbone: nn.Module, input_px: int) -> tuple[str, dict[str, Tensor]]:
-    """Return the tag's full name and its tensors, classifier included: so timm loads strictly."""
-    config = _config(backbone)
-    name = f"{config['architecture']}.{config['tag']}"
-    offline_if_unreachable()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            return name, _timm_model(name, input_px, pretrained=True).state_dict()
-    except Exception as error:  # the hub's, torch's and safetensors' errors share no root
-        reason = (str(error).strip().splitlines() or [""])[0][:300]
-        raise StudentError(
-            f"cannot load timm's weights {name}: {type(error).__name__}: {reason}; they must be in "
-            "the hub's local cache or the hub reachable; or name a file: student.init=PATH"
-        ) from None
-
-
-def _check_tag(name: str, tag: str) -> None:
-    import timm
-
-    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{name}.*")]
-    if tag not in tags:
-        raise StudentError(f"timm has no weights {tag!r} of {name}: {nearest(tag, tags)}")
 
 
 def _count_features(backbone: nn.Module, input_px: int) -> int:

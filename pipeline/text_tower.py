@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline import runtime
 from pipeline.cache import layout
-from pipeline.errors import CacheMismatchError, DataError
+from pipeline.errors import CacheError, CacheMismatchError, DataError
 from pipeline.options import differences
 from pipeline.teacher import HF_HUB, LOCAL_DIR, Teacher, TeacherOptions, check_teacher, load_teacher
 
@@ -65,9 +65,12 @@ def cached_teacher(
 ) -> Teacher:
     """Load the manifest's teacher; raises CacheMismatchError if it is another by now.
 
-    moved: the model to load, if it lies elsewhere than the manifest says.
+    moved: the model to load, if it lies elsewhere than the manifest says. Raises CacheError if the
+    teacher reads no text.
     """
     named, batch = manifest["teacher"], manifest["batch"]
+    if not layout.reads_text(manifest):
+        raise CacheError(f"{cache}: its teacher, {named['model']}, sees images and reads no text")
     model = moved or named["model"]
     spec = TeacherOptions(
         model=model,

@@ -129,12 +129,13 @@ def probe_on(
     where, store = runtime.pick_device(device), FeatureStore(run.features_path)
     scoring = Scoring(spec, probes is not None, store, where, workers)
     cache = _cache_of(cache_path, run.read_origin())
+    own = recipe.prompts.zeroshot if recipe.prompts else None
     shards = {name: find_shards(patterns) for name, patterns in datasets.items()}
     encoders = {name: run_encoder(run, name, where) for name in WEIGHTS}
     scores: dict[str, Scores] = {}
     for dataset, found in shards.items():
         splits = _read(dataset, found, spec, tell)
-        texts = _texts_for(dataset, cache, zeroshot, recipe.prompts.zeroshot)
+        texts = _texts_for(dataset, cache, zeroshot, own)
         results, labels_N = _scored(encoders, splits, texts, scoring)
         scores[dataset] = as_scores(results, labels_N)
         run.write_transfer(dataset, scores[dataset], as_details(results))
@@ -269,7 +270,7 @@ def _cache_of(path: Path | None, origin: Mapping[str, Any]) -> Path | None:
     return found
 
 
-def _texts_for(dataset: str, cache: Path | None, asked: str | None, usual: str) -> Texts:
+def _texts_for(dataset: str, cache: Path | None, asked: str | None, usual: str | None) -> Texts:
     """Choose among a cache's prompt sets the one of a dataset."""
     if cache is None:
         return Texts(why="the run's cache is gone; give --cache")

@@ -119,7 +119,8 @@ def _opened(
     """Open the caches as training will, and find in them what the recipe names."""
     cache = open_cache(caches[0], recipe, generation)
     sets = prompt_sets(recipe.prompts, cache, shards)
-    check_labels(cache, sets["zeroshot"])
+    if layout.reads_text(cache.manifest):
+        check_labels(cache, sets["zeroshot"])
     open_further(caches[1:], recipe, cache, sets["anchors"])
     return cache
 
@@ -127,7 +128,8 @@ def _opened(
 def _check_added(trials: Sequence[Trial], cache: Path) -> None:
     """Refuse prompt sets that could be in the cache and are not, all at once."""
     known = layout.anchor_names(cache)
-    distinct = {_key(to_mapping(t.recipe.prompts)): t.recipe.prompts for t in trials}
+    reading = [t.recipe for t in trials if t.recipe.teacher.reads_text]
+    distinct = {_key(to_mapping(r.prompts)): r.prompts for r in reading if r.prompts}
     commands = dict.fromkeys(
         command for spec in distinct.values() for command in _commands(spec, cache, known)
     )
@@ -145,7 +147,7 @@ def _commands(spec: PromptOptions, cache: Path, known: Sequence[str]) -> list[st
         return []
     return [
         f"  beamclip anchors add {shlex.quote(str(cache))} {words}"
-        for name in (spec.anchors, spec.zeroshot)
+        for name in spec.uses.values()
         if (words := _adding(name, spec, prompts)) and _whole(name, prompts) not in known
     ]
 

@@ -16,8 +16,10 @@ PACKAGE = ROOT / "pipeline"
 LEVELS = (
     {"errors"},
     {"options", "contracts", "durable", "storage", "yamlfile", "audit.findings", "bank", "ranks"},
-    {"tar", "patterns", "cluster", "dispatch", "cli_options", "teacher_folder"}
-    | {"hub", "checkpoints", "fitting", "stems", "jpegs"},
+    {"tar", "patterns", "cluster", "dispatch", "cli_options"}
+    | {"hub", "checkpoints", "fitting", "stems", "jpegs", "teacher.contract", "teacher.folder"},
+    {"backbones", "teacher.clip"},
+    {"teacher.vision"},
     {"templates", "cutting", "ambiguity", "optimizing"},
     {"losses.contract", "losses.similarity"},
     {"losses.anchors", "losses.targets", "losses.relations", "losses.labels"},
@@ -28,7 +30,7 @@ LEVELS = (
     {"engine", "photometry", "decode", "order", "joint", "cache.layout", "cache.scratch"}
     | {"captions"},
     {"cache.arrays", "trainee"},
-    {"cache.captions"},
+    {"cache.captions", "tokens"},
     {"datasets.sets", "datasets.pixels", "datasets.facts"},
     {"datasets.archives", "datasets.publish", "datasets.tars", "imagenet"},
     {"library_prompts"},

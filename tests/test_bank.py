@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from pipeline.bank import Bank
-from pipeline.batches import TrainingBatches
+from pipeline.batches import TrainingBatches, ViewBatch
 from pipeline.cache.reader import TargetCache
+from pipeline.contracts import Keys
 from pipeline.shards import find_shards
 
 CPU = torch.device("cpu")
@@ -26,10 +26,14 @@ def source(sealed_cache: Path, shards_dir: Path) -> TrainingBatches:
     )
 
 
-def banks(source: TrainingBatches, size: int, start: int, stop: int) -> list[Tensor]:
+def keys_of(batch: ViewBatch) -> Keys:
+    return Keys(batch.keys_GD, batch.key_rows_G)
+
+
+def banks(source: TrainingBatches, size: int, start: int, stop: int) -> list[Keys]:
     bank = Bank(source, size, CPU)
     return [
-        bank.before(step, batch.keys_GD)
+        bank.before(step, keys_of(batch))
         for step, batch in enumerate(source.starting_at(start, stop), start)
     ]
 
@@ -38,28 +42,34 @@ def banks(source: TrainingBatches, size: int, start: int, stop: int) -> list[Ten
 def test_equals_a_queue_of_every_target_that_came_before(
     source: TrainingBatches, size: int
 ) -> None:
-    queue = source.targets_before(0, size)
-    for bank_MD, batch in zip(banks(source, size, 0, 9), source.starting_at(0, 9), strict=True):
-        assert torch.equal(bank_MD, queue)
-        queue = torch.cat([queue, batch.target_BD])[-size:]
+    first = source.keys_before(0, size)
+    queue = list(zip(first.targets_ND, first.rows_N.tolist(), strict=True))
+    for bank, batch in zip(banks(source, size, 0, 9), source.starting_at(0, 9), strict=True):
+        assert torch.equal(bank.targets_ND, torch.stack([target for target, _ in queue]))
+        assert bank.rows_N.tolist() == [row for _, row in queue]
+        for target, row in zip(batch.target_BD, batch.rows_B.tolist(), strict=True):
+            queue.append((target, row))
+            queue.pop(0)
 
 
 @pytest.mark.parametrize("step", [1, 4, 7])
 def test_is_the_same_from_any_step_on(source: TrainingBatches, step: int) -> None:
     straight, resumed = banks(source, 20, 0, 9), banks(source, 20, step, 9)
     for one, other in zip(straight[step:], resumed, strict=True):
-        assert torch.equal(one, other)
+        assert torch.equal(one.targets_ND, other.targets_ND)
+        assert torch.equal(one.rows_N, other.rows_N)
 
 
 def test_is_empty_where_no_loss_asks_for_one(source: TrainingBatches) -> None:
-    (bank_MD,) = banks(source, 0, 0, 1)
-    assert bank_MD.shape == (0, source.targets_before(0, 1).shape[1])
+    (bank,) = banks(source, 0, 0, 1)
+    assert bank.targets_ND.shape == (0, source.keys_before(0, 1).targets_ND.shape[1])
+    assert bank.rows_N.shape == (0,)
 
 
 def test_starts_with_real_targets_of_the_cache(source: TrainingBatches, sealed_cache: Path) -> None:
     cache = TargetCache.open(sealed_cache)
-    (bank_MD,) = banks(source, 30, 0, 1)
+    (bank,) = banks(source, 30, 0, 1)
     known = torch.cat(
         [torch.from_numpy(cache.targets(torch.arange(24).numpy(), v)) for v in range(2)]
     )
-    assert all((row == known).all(dim=1).any() for row in bank_MD)
+    assert all((row == known).all(dim=1).any() for row in bank.targets_ND)

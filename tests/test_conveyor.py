@@ -98,7 +98,7 @@ def test_batches_of_any_size_reach_the_right_rows(
     for job in jobs:
         options = dataclasses.replace(job.teacher, batch_size=batch_size)
         outcomes([dataclasses.replace(job, teacher=options)])
-        for name in ("targets", "params", "valid", "keys", "digests", "samples"):
+        for name in ("targets", "norms", "params", "valid", "keys", "digests", "samples"):
             place = f"units/{job.unit.name}"
             found = np.asarray(zarr.open_group(job.cache / place, mode="r")[name])
             expected = np.asarray(zarr.open_group(sealed_cache / place, mode="r")[name])
@@ -181,10 +181,10 @@ class ShortOfMemory(OpenClipTeacher):
 
     most = 3
 
-    def embed_images(self, views_B3SS: torch.Tensor) -> torch.Tensor:
+    def encode_images(self, views_B3SS: torch.Tensor) -> torch.Tensor:
         if len(views_B3SS) > self.most:
             raise torch.OutOfMemoryError(f"no room for {len(views_B3SS)} views")
-        return super().embed_images(views_B3SS)
+        return super().encode_images(views_B3SS)
 
 
 @pytest.mark.parametrize("most", [3, 1])

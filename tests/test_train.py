@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pipeline.bank import Bank
 from pipeline.batches import TrainingBatches, ViewBatch
 from pipeline.cache.reader import TargetCache
+from pipeline.contracts import Keys
 from pipeline.errors import StudentError
 from pipeline.losses import LossSum, Sizes, parse_terms, resolve_tau
 from pipeline.optimizing import TrainOptions
@@ -48,8 +49,8 @@ class Stopping:
         yield from self.source.starting_at(step, min(stop, self.before))
         raise Stop
 
-    def targets_before(self, step: int, count: int) -> Tensor:
-        return self.source.targets_before(step, count)
+    def keys_before(self, step: int, count: int) -> Keys:
+        return self.source.keys_before(step, count)
 
 
 class Bench:

@@ -32,7 +32,7 @@ def recorded_options(
     options = parse(CacheOptions, known, where=f"the recipe in the manifest of {cache}")
     if teacher is not None:
         options = replace(options, teacher=replace(options.teacher, model=teacher))
-    if prompts is not None:
+    if prompts is not None and options.prompts is not None:
         options = replace(options, prompts=replace(options.prompts, file=prompts))
     return options
 

@@ -199,8 +199,10 @@ def _stored_texts(folder: Path) -> PromptSet | None:
         return None
 
 
-def _texts_of_file(name: str, spec: PromptOptions) -> PromptSet | None:
+def _texts_of_file(name: str, spec: PromptOptions | None) -> PromptSet | None:
     """Return the set of this name from the recipe's prompt file, if it has it."""
+    if spec is None:
+        return None
     prompts = load_prompts(spec.file, spec.descriptions)
     sets = (prompt_set(prompts, found) for found in prompts.prompt_sets)
     return next((found for found in sets if found.name == name), None)

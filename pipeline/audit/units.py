@@ -135,8 +135,8 @@ def _check_arrays(
                     stored.check_view(name, view)
                     continue
                 values = stored.read_view(name, view)
-                if name == "targets" and "valid" in small:
-                    _check_vectors(values, small["valid"][:, view])
+                if name in _CHECKS and "valid" in small:
+                    _CHECKS[name](values, small["valid"][:, view])
     return small
 
 
@@ -151,6 +151,19 @@ def _check_vectors(targets_nD: np.ndarray, valid_n: np.ndarray) -> None:
         )
     if not np.isnan(targets_nD[~valid_n]).all():
         raise Damaged("an invalid row holds numbers instead of NaN")
+
+
+def _check_norms(norms_n: np.ndarray, valid_n: np.ndarray) -> None:
+    """Raise Damaged unless valid rows have finite norms above 0 and the others NaN."""
+    wrong = ~((norms_n[valid_n] > 0) & (norms_n[valid_n] < np.inf))
+    if wrong.any():
+        ordinal = np.flatnonzero(valid_n)[np.flatnonzero(wrong)[0]]
+        raise Damaged(f"{wrong.sum()} norms are not finite and above 0, first sample {ordinal}")
+    if not np.isnan(norms_n[~valid_n]).all():
+        raise Damaged("an invalid row holds a norm instead of NaN")
+
+
+_CHECKS = {"targets": _check_vectors, "norms": _check_norms}
 
 
 def _count_faults(

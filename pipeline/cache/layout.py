@@ -156,6 +156,11 @@ def index_path(cache: Path, generation: int) -> Path:
     return cache / "index" / f"{generation:06d}"
 
 
+def reads_text(manifest: Mapping[str, Any]) -> bool:
+    """Tell whether a manifest's teacher has a text tower."""
+    return manifest["teacher"]["tokenizer"] is not None
+
+
 def fingerprint(manifest: Mapping[str, Any]) -> str:
     """Hash the manifest fields that decide the bytes of every unit (not the teacher's path)."""
     fields = {name: manifest[name] for name in FINGERPRINTED}

@@ -49,6 +49,12 @@ class Anchors:
     cuts: tuple[Mapping[str, int], ...] = ()
 
 
+def no_anchors(dim: int) -> Anchors:
+    """Return the anchors of no class, float32 [0,D]: of a teacher that reads no text."""
+    nothing = np.empty((0, dim), np.float32)
+    return Anchors("", nothing, (), (), (), np.empty((0, 0), np.int32), "", labelled=False)
+
+
 class TargetCache:
     """The rows of one split under one schedule; open it with `TargetCache.open`."""
 
@@ -116,8 +122,9 @@ class TargetCache:
 
     @property
     def logit_scale(self) -> float:
-        """The teacher's own logit scale: 1 / its temperature."""
-        return float(self.manifest["teacher"]["logit_scale"])
+        """The teacher's own logit scale: 1 / its temperature; NaN if it reads no text."""
+        scale = self.manifest["teacher"]["logit_scale"]
+        return float("nan") if scale is None else float(scale)
 
     @cached_property
     def schedule(self) -> AnySchedule:
@@ -192,7 +199,7 @@ class TargetCache:
         yield from self._iter_units("targets", view)
 
     def of_shard(self, array: str, shard: int, view: int) -> np.ndarray:
-        """Return one view of a shard (by number): targets [n,D], norms [n], params [n,P]; checked."""
+        """Return one view of a shard (by number): targets [n,D], norms [n] or params [n,P]."""
         return self._checked(array, self.shards[shard], self._range_of(view), view)
 
     def anchors(self, name: str) -> Anchors:

@@ -200,6 +200,9 @@ def _check_targets(unit: layout.UnitId, arrays: Mapping[str, np.ndarray]) -> Non
     norms = np.linalg.norm(arrays["targets"][arrays["valid"]].astype(np.float32), axis=-1)
     if not np.all(np.abs(norms - 1) < layout.NORM_TOLERANCE):  # false for NaN too
         raise CacheError(f"unit {unit.name}: a valid target is not a normalised finite vector")
+    lengths = arrays["norms"][arrays["valid"]]
+    if not np.all((lengths > 0) & (lengths < np.inf)):
+        raise CacheError(f"unit {unit.name}: a valid target has no finite norm above 0")
 
 
 def _check_written(

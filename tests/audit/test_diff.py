@@ -37,8 +37,8 @@ def test_another_schedule_shows_in_fields_and_in_views(
     assert found.fields == [("schedules.mild.seed", 0, 1)]
     assert [unit.unit for unit in found.units] == [MILD, "train-000001.mild.v0-1"]
     unit = found.units[0]
-    assert unit.arrays == ["targets", "params"]
-    assert unit.views == {"targets": [0, 1], "params": [0, 1]}
+    assert unit.arrays == ["targets", "norms", "params"]
+    assert unit.views == {"targets": [0, 1], "norms": [0, 1], "params": [0, 1]}
     mine, theirs = (
         np.stack([TargetCache.open(c).view(v)[:14] for v in (0, 1)]).astype(float)
         for c in (sealed_cache, other)
@@ -83,8 +83,8 @@ def test_another_sample_shows_in_every_array_that_tells_of_it(
     write_shards(pairs, tmp_path / "shards", "test", per_shard=14)
     found = diff_caches(sealed_cache, build(tmp_path / "c", tmp_path / "shards", recipe_file))
     (unit,) = found.units
-    assert (unit.unit, unit.views) == (TEST, {"targets": [0], "params": [0]})
-    assert unit.arrays == ["targets", "params", "valid", "digests", "samples"]
+    assert (unit.unit, unit.views) == (TEST, {"targets": [0], "norms": [0], "params": [0]})
+    assert unit.arrays == ["targets", "norms", "params", "valid", "digests", "samples"]
     assert ("counts.skipped", 0, 1) in unit.attributes
     assert unit.max_abs == 0  # of the rows that are valid in both
 

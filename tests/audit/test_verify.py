@@ -194,7 +194,11 @@ def test_metadata_that_asks_for_other_shapes_or_types_is_not_believed(
         (("counts", "skipped"), "none", "attributes are damaged"),
         (("counts", "seen"), 10**12, "attributes count 1000000000000 samples, the seal 14"),
         (("shard",), None, "attributes are incomplete"),
-        (("digests",), ["targets", "params", "valid", "keys", "digests", "samples"], "damaged"),
+        (
+            ("digests",),
+            ["targets", "norms", "params", "valid", "keys", "digests", "samples"],
+            "damaged",
+        ),
         (("unit",), EVAL, "incomplete, or another unit's"),
         (
             ("skips",),

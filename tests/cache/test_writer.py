@@ -26,6 +26,7 @@ def unit_arrays(rows: int = 5, dim: int = 8) -> dict[str, np.ndarray]:
     targets /= np.linalg.norm(targets, axis=-1, keepdims=True)
     return {
         "targets": targets.astype(np.float16),
+        "norms": generator.uniform(1, 9, (rows, 2)).astype(np.float32),
         "params": generator.random((rows, 2, len(layout.PARAM_COLUMNS)), dtype=np.float32),
         "valid": np.ones((rows, 2), bool),
         "keys": np.array([f"key-{i}" for i in range(rows)], dtype=object),

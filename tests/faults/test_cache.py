@@ -105,7 +105,7 @@ def test_a_bad_chunk(
         shards_dir,
         lambda: DAMAGES[damage](chunk(cache_copy, unit, array, view)),
         {(f"units/{unit}", array, view)},
-        read=array in ("targets", "params"),  # the rest stage two reads from the index
+        read=array in ("targets", "norms", "params"),  # the rest stage two reads from the index
     )
 
 

@@ -21,8 +21,8 @@ from pipeline.shards import write_shards
 from tests.conftest import Invoke
 from tests.faults.law import check_law
 from tests.inputs import build, encode, labelled_samples, make_teacher, square
-from tests.test_teacher import Payload, edit_config
-from tests.test_teacher_folder import edit_model
+from tests.teacher.test_clip import Payload, edit_config
+from tests.teacher.test_folder import edit_model
 from tests.trees import tree_stamps
 
 WEIGHTS = "open_clip_model.safetensors"

@@ -37,6 +37,9 @@ def batch(
         labels_B=torch.arange(size) % C,
         keys_GD=target_BD,
         bank_MD=rows(M, 3, dtype),
+        key_rows_G=torch.arange(size),
+        bank_rows_M=torch.arange(100, 100 + M),
+        norms_B=torch.linspace(1, 9, size, dtype=dtype),
     )
     return outputs, targets
 

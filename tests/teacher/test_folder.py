@@ -10,8 +10,8 @@ import pytest
 
 from pipeline.errors import TeacherError
 from pipeline.teacher import load_teacher
-from pipeline.teacher_folder import check_code, check_shapes, read_config
-from tests.test_teacher import CPU, Payload, edit_config, options
+from pipeline.teacher.folder import check_code, check_shapes, read_config
+from tests.teacher.test_clip import CPU, Payload, edit_config, options
 
 WEIGHTS = "open_clip_model.safetensors"
 

@@ -1,4 +1,4 @@
-"""Loads frozen teachers exactly as named, and embeds images and texts with them.
+"""Loads open_clip's models as teachers, exactly as named.
 
 A teacher that cannot be loaded with its own weights, preprocessing and tokenizer is an error:
 open_clip would otherwise carry on with random weights, another model's preprocessing or a default
@@ -8,91 +8,29 @@ tokenizer. Shape letters: B batch, A texts, D teacher dimension, S side in pixel
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any
 
 from pipeline.checkpoints import tensors_sha256
 from pipeline.errors import TeacherError
 from pipeline.hub import offline_if_unreachable
-from pipeline.options import nearest, options, to_mapping
-from pipeline.teacher_folder import check_code, check_shapes, read_config
+from pipeline.options import nearest, to_mapping
+from pipeline.teacher.contract import DTYPES, HF_HUB, LOCAL_DIR, Preprocess, Teacher, TeacherOptions
+from pipeline.teacher.folder import check_code, check_shapes, read_config
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-LOCAL_DIR, HF_HUB = "local-dir:", "hf-hub:"
-_PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
-
-@options
-class TeacherOptions:
-    """Which teacher, and in which batches: all that decides its numbers.
-
-    On a CPU, vectors depend on the batch shape and the number of threads in their last bits, so
-    both belong to a recipe.
-    """
-
-    model: str  # an open_clip name, "local-dir:FOLDER" or "hf-hub:OWNER/NAME"
-    pretrained: str | None = None  # an open_clip tag, for a name
-    kind: Literal["open_clip"] = "open_clip"
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    batch_size: int = 64
-    threads: int = 1
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.threads < 1:
-            raise ValueError("batch_size and threads are at least 1")
-        if self.pretrained is not None and self.model.startswith((LOCAL_DIR, HF_HUB)):
-            raise ValueError(f"{self.model} brings its own weights: pretrained has no place")
-
-
-@options
-class Preprocess:
-    """How pixels become a teacher's input. size is the side in pixels of its square input."""
-
-    size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    interpolation: Literal["bicubic", "bilinear"]
-    resize_mode: Literal["shortest", "longest", "squash"]
-
-
-class Teacher(Protocol):
-    """What stage one asks of a teacher."""
-
-    preprocess: Preprocess
-    dim: int
-    logit_scale: float
-    logit_bias: float | None
-    max_tokens: int
-
-    def embed_images(self, views_B3SS: "Tensor") -> "Tensor":
-        """Embed uint8 [B,3,S,S] views of any layout: float32 [B,D], normalised, on its device."""
-
-    def embed_texts(self, texts: Sequence[str]) -> "Tensor":
-        """Embed texts: float32 [A,D], normalised, on the CPU."""
-
-    def count_tokens(self, text: str) -> int:
-        """Count the tokens of a text, uncut, marks of start and end included."""
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Return all that tells this teacher from another, as plain values."""
-
-
-def load_teacher(spec: TeacherOptions, device: "torch.device") -> Teacher:
-    """Load the teacher that `spec` names; raises TeacherError."""
-    return TEACHERS[spec.kind](spec, device)
-
-
-def check_teacher(spec: TeacherOptions) -> None:
+def check_open_clip(spec: TeacherOptions) -> None:
     """Raise TeacherError for what can be told in a moment, before anything heavy is imported."""
     if spec.model.startswith(LOCAL_DIR):
         read_config(_folder(spec.model))
 
 
-class OpenClipTeacher:
+class OpenClipTeacher(Teacher):
     """An open_clip model, in evaluation mode, without gradients."""
 
     def __init__(
@@ -112,7 +50,7 @@ class OpenClipTeacher:
         self._model = model.eval().requires_grad_(False)
         if on_gpu:
             self._model = self._model.to(memory_format=self._layout)
-        self._dtype = getattr(torch, _PRECISIONS[spec.precision])
+        self._dtype = getattr(torch, DTYPES[spec.precision])
         self.preprocess = _preprocess(model.visual.preprocess_cfg, spec.model)
         self._mean = torch.tensor(self.preprocess.mean, device=device)[:, None, None]
         self._std = torch.tensor(self.preprocess.std, device=device)[:, None, None]
@@ -122,18 +60,8 @@ class OpenClipTeacher:
         self.max_tokens = int(tokenizer.context_length)
         self.dim = int(self.embed_texts(["a"]).shape[1])
 
-    def embed_images(self, views_B3SS: "Tensor") -> "Tensor":
-        """Embed uint8 [B,3,S,S] views of any layout: float32 [B,D], normalised, on its device.
-
-        On a GPU it may return before they are computed.
-        """
-        import torch
-
-        with torch.inference_mode():
-            return self._normalised(self.encode_images(views_B3SS))
-
     def encode_images(self, views_B3SS: "Tensor") -> "Tensor":
-        """Return what the image tower says of uint8 views, [B,D], not normalised, on its device."""
+        """Return what the image tower says of uint8 views: float32 [B,D], not normalised."""
         import torch
 
         self._check_mode()
@@ -143,7 +71,8 @@ class OpenClipTeacher:
             # One layout, whatever came: another would change the vectors' last bits.
             pixels = pixels.contiguous(memory_format=self._layout)
             vectors: Tensor = self._model.encode_image(pixels)
-            return vectors
+            # Cast first: normalising in half precision leaves norms off by a tenth of a percent.
+            return vectors.float()
 
     @property
     def image_tower(self) -> "nn.Module":
@@ -154,11 +83,12 @@ class OpenClipTeacher:
     def embed_texts(self, texts: Sequence[str]) -> "Tensor":
         """Embed texts: float32 [A,D], normalised, on the CPU; over-long texts are the caller's."""
         import torch
+        from torch.nn.functional import normalize
 
         self._check_mode()
         with torch.inference_mode():
             tokens = self._tokenizer(list(texts)).to(self._device)
-            return self._normalised(self._model.encode_text(tokens)).cpu()
+            return normalize(self._model.encode_text(tokens).float(), dim=-1).cpu()
 
     def count_tokens(self, text: str) -> int:
         """Count the tokens of a text, uncut, marks of start and end included."""
@@ -188,15 +118,10 @@ class OpenClipTeacher:
                 "and on the rest of their batch: put it in evaluation mode"
             )
 
-    def _normalised(self, vectors: "Tensor") -> "Tensor":
-        from torch.nn.functional import normalize
 
-        # Cast first: normalising in half precision leaves norms off by a tenth of a percent.
-        return normalize(vectors.float(), dim=-1)
-
-
-def _load_open_clip(spec: TeacherOptions, device: "torch.device") -> Teacher:
-    check_teacher(spec)
+def load_open_clip(spec: TeacherOptions, device: "torch.device") -> Teacher:
+    """Load an open_clip model; raises TeacherError."""
+    check_open_clip(spec)
     if not spec.model.startswith(LOCAL_DIR):
         offline_if_unreachable()
     import open_clip
@@ -327,8 +252,3 @@ def _preprocess(config: dict[str, Any], model: str) -> Preprocess:
         interpolation=config["interpolation"],
         resize_mode=config["resize_mode"],
     )
-
-
-TEACHERS: dict[str, Callable[[TeacherOptions, "torch.device"], Teacher]] = {
-    "open_clip": _load_open_clip,
-}
