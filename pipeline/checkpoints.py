@@ -22,14 +22,17 @@ _KINDS = ("safetensors", "pt", "pth", "bin", "ckpt", "tar", "torch")
 _SAFETENSORS = ".safetensors"
 
 
-def find_weights(path: Path) -> Path:
-    """Return a weights file: `path` itself, or the one that a folder holds; raises StudentError."""
+def find_weights(path: Path, *, said: str = "") -> Path:
+    """Return a weights file: `path` itself, or the one that a folder holds; raises StudentError.
+
+    said: what else might have been meant, for the message.
+    """
     if path.is_file():
         return path
     if not path.is_dir():
         raise StudentError(
-            f"student.init {str(path)!r}: no such file or folder; expected scratch, timm, a file "
-            "of weights, or a folder with one"
+            f"{str(path)!r}: no such file or folder; expected {said}a file of weights, or a folder "
+            "with one"
         )
     for name in _NAMES:
         if (path / name).is_file():

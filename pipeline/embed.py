@@ -4,7 +4,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,11 @@ class CacheReport:
 
     def as_mapping(self) -> dict[str, Any]:
         """Return the report as plain values."""
-        return asdict(self)
+        counts = {
+            split: {"seen": count.seen, "skipped": count.skipped, "reasons": dict(count.reasons)}
+            for split, count in self.counts.items()
+        }
+        return {**vars(self), "counts": counts}
 
     def text(self) -> str:
         """Say what was done, and every reason for which samples were skipped."""

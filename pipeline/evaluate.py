@@ -18,6 +18,7 @@ from pipeline.contracts import Features
 from pipeline.errors import CacheError, ProbeError
 from pipeline.feature_store import FeatureStore
 from pipeline.features import student_features, student_identity, teacher_features
+from pipeline.own_texts import OwnTexts
 from pipeline.probes import PROBES, ProbeOptions
 from pipeline.probes.contract import WHAT, Need, Result, Subject
 from pipeline.rows import match_shards
@@ -31,6 +32,7 @@ Split = TypeVar("Split")
 Results = dict[str, dict[str, Result]]  # by encoder, then probe
 Scores = dict[str, dict[str, dict[str, float]]]
 Tell = Callable[[str], None]
+_SEES_ALONE = "a text tower, and the cache's teacher sees images and reads no text"
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class CachedData:
     shards: Callable[[], Sequence[Shard]]
     splits: Collection[str]
     named: bool
-    zeroshot: str
+    zeroshot: str | None
     captions: str | None = None
 
 
@@ -62,27 +64,24 @@ def evaluate_run(
     input_px: int,
     device: torch.device,
     store: FeatureStore,
+    texts: OwnTexts | None = None,
     workers: int = 0,
     tell: Tell = _log.info,
 ) -> Scores:
     """Run the probes for the teacher (from the cache) and the student (EMA and raw weights).
 
     asked: whether the probes were asked for by name, so that none is left out for what it lacks.
-    Returns {encoder: {probe: {score: value}}} with encoders teacher, student, student_raw and
-    chance, and writes it to the run's probe.json, and the details to probe-details.json.
+    texts: how a student reads texts by itself; its prompts and captions are then in its own space,
+    and the teacher's row has the probes that the cache serves. Returns {encoder: {probe: {score:
+    value}}} with encoders teacher, student, student_raw and chance, and writes it to the run's
+    probe.json, and the details to probe-details.json.
     """
     splits = {split: _open_eval(data, split) for split in ("train", "test")}
     test = splits["test"]
     warn_of_shared_images(*(_of_valid(cache, "digest") for cache in splits.values()))
-    context: dict[str, Any] = {"teacher": teacher_features(test)}
-    captions, why = None, ""
-    if "captions" in looked_at(spec):
-        captions, why = captions_of(test, data.captions)
-    spec = runnable(spec, {"train", "teacher", "anchors"}, {"captions": why}, asked=asked)
-    if "anchors" in needs_of(spec):
-        context["anchors"] = test.anchors(data.zeroshot)
-    if captions is not None:
-        context["captions"] = captions
+    cached, lacking = _in_cache(test, data, looked_at(spec))
+    own, why = (cached, lacking) if texts is None else _own(test, data, texts, looked_at(spec))
+    spec = runnable(spec, {"train", *own}, why, asked=asked)
     if "train" not in needs_of(spec):
         del splits["train"]
     elif (val := _val(data)) is not None:
@@ -91,15 +90,76 @@ def evaluate_run(
         for cache in splits.values():
             match_shards(cache, data.shards())
     tell(described(str(data.path), {name: _of_valid(c, "label") for name, c in splits.items()}))
-    results: Results = {"teacher": probed(splits, teacher_features, spec, context)}
+    results: Results = {}
+    if possible := tuple(n for n in spec.run if _lacking(n, {"train", *cached}) is None):
+        for_teacher = replace(spec, run=possible)
+        results["teacher"] = probed(splits, teacher_features, for_teacher, cached)
     for name in WEIGHTS:
         load_weights(student, run.load_weights(name), where=run.path / WEIGHTS[name])
         features = CachedSplits(student.to(device), data.shards, input_px, device, store, workers)
-        results[name] = probed(splits, features, spec, context)
+        results[name] = probed(splits, features, spec, _in_space_of(student, own, texts))
     scores = as_scores(results, _of_valid(test, "label"))
     run.write_scores(scores)
     run.write_details(as_details(results))
     return scores
+
+
+def _in_cache(
+    test: TargetCache, data: CachedData, wanted: Collection[Need]
+) -> tuple[dict[Need, Any], dict[str, str]]:
+    """Return what a cache has for the probes beside features, and why it lacks the rest."""
+    found: dict[Need, Any] = {"teacher": teacher_features(test)}
+    if not layout.reads_text(test.manifest):
+        return found, dict.fromkeys(("anchors", "captions"), _SEES_ALONE)
+    why: dict[str, str] = {}
+    if "captions" in wanted:
+        captions, why["captions"] = captions_of(test, data.captions)
+        if captions is not None:
+            found["captions"] = captions
+    if "anchors" in wanted and data.zeroshot is not None:
+        found["anchors"] = test.anchors(data.zeroshot)
+    return found, why
+
+
+def _own(
+    test: TargetCache, data: CachedData, texts: OwnTexts, wanted: Collection[Need]
+) -> tuple[dict[Need, Any], dict[str, str]]:
+    """Return the texts that a student is to read, and why there are no others."""
+    found: dict[Need, Any] = {}
+    why = {"teacher": "an embedding in the teacher's space: the student's is its own"}
+    if texts.prompts is None:
+        why["anchors"] = f"{WHAT['anchors']}: the recipe names none"
+    else:
+        found["anchors"] = texts.prompts
+    if "captions" in wanted:
+        captions, why["captions"] = captions_of(test, data.captions)
+        if captions is not None:
+            found["captions"] = captions
+    return found, why
+
+
+def _in_space_of(
+    student: Any, given: Mapping[Need, Any], texts: OwnTexts | None
+) -> dict[Need, Any]:
+    """Return what goes with a student's features, in the space of its embedding."""
+    if texts is None:
+        return dict(given)
+    found: dict[Need, Any] = {}
+    if "anchors" in given:
+        found["anchors"] = texts.anchors(student)
+    if "captions" in given:
+        found["captions"] = texts.captions(student, given["captions"])
+    return found
+
+
+def _lacking(name: str, there: Collection[Need]) -> Need | None:
+    """Return the first thing that a probe cannot do without and is not there."""
+    probe = PROBES[name]
+    if lacking := sorted(probe.needs - set(there)):
+        return lacking[0]
+    if probe.one_of and not probe.one_of & set(there):
+        return max(probe.one_of)  # captions, of anchors and captions
+    return None
 
 
 class CachedSplits:
@@ -147,7 +207,7 @@ def probed(
     splits: Mapping[str, Split],
     features: Callable[[Split], Features],
     spec: ProbeOptions,
-    context: Mapping[str, Any],
+    context: Mapping[Any, Any],
 ) -> dict[str, Result]:
     """Run the probes over one encoder's features of each split; context: the rest of a Subject."""
     parts: dict[str, Any] = {split: features(rows) for split, rows in splits.items()}
@@ -162,24 +222,24 @@ def needs_of(spec: ProbeOptions) -> frozenset[Need]:
 
 def looked_at(spec: ProbeOptions) -> frozenset[Need]:
     """Return all that the probes to run need, or look at if it is there."""
-    return needs_of(spec).union(*(PROBES[name].takes for name in spec.run))
+    others = (PROBES[name].takes | PROBES[name].one_of for name in spec.run)
+    return needs_of(spec).union(*others)
 
 
 def runnable(
-    spec: ProbeOptions, there: Collection[str], why: Mapping[str, str], *, asked: bool
+    spec: ProbeOptions, there: Collection[Need], why: Mapping[str, str], *, asked: bool
 ) -> ProbeOptions:
     """Leave out the probes that need what is not there, unless they were asked for by name.
 
-    there: of the needs, those that are always met. why: for others, why it is not there, "" if it
-    is. Raises ProbeError for a probe that was asked for, or if none is left.
+    there: what there is. why: for others, why it is not there. Raises ProbeError for a probe that
+    was asked for, or if none is left.
     """
     kept, reasons = [], []
     for name in spec.run:
-        lacking = [n for n in sorted(PROBES[name].needs) if n not in there and why.get(n, WHAT[n])]
-        if lacking:
-            reasons.append(f"the {name} probe needs {why.get(lacking[0], WHAT[lacking[0]])}")
-        else:
+        if (lacking := _lacking(name, there)) is None:
             kept.append(name)
+        else:
+            reasons.append(f"the {name} probe needs {why.get(lacking) or WHAT[lacking]}")
     if reasons and (asked or not kept):
         raise ProbeError("\n".join(reasons))
     for reason in reasons:

@@ -9,7 +9,7 @@ from pipeline import runtime
 from pipeline.cache import layout
 from pipeline.cache.reader import read_anchors, read_manifest
 from pipeline.errors import CacheMismatchError
-from pipeline.evaluate import CachedData, Scores, Tell, evaluate_run, needs_of
+from pipeline.evaluate import CachedData, Scores, Tell, evaluate_run, looked_at
 from pipeline.feature_store import FeatureStore
 from pipeline.labels import check_named, own_set, warn_if_foreign
 from pipeline.options import differences, parse, to_mapping
@@ -53,8 +53,9 @@ def probe(
     cache_path = Path(origin["cache_path"]) if cache_path is None else cache_path
     manifest = read_manifest(cache_path, origin["cache"]["generation"])
     check_teacher_of(cache_path, manifest, origin["teacher"])
-    if "anchors" in needs_of(spec):
-        _check_zeroshot(cache_path, manifest, zeroshot, origin["prompt_sets"]["zeroshot"])
+    usual = origin["prompt_sets"].get("zeroshot")
+    if usual is not None and "anchors" in looked_at(spec):
+        _check_zeroshot(cache_path, manifest, zeroshot, usual)
     shards, splits = _shards(shard_patterns, origin)
     data = CachedData(
         path=cache_path,
@@ -62,7 +63,7 @@ def probe(
         shards=shards,
         splits=splits,
         named=bool(shard_patterns),
-        zeroshot=zeroshot or origin["prompt_sets"]["zeroshot"],
+        zeroshot=zeroshot or usual,
         captions=captions,
     )
     return evaluate_run(

@@ -118,7 +118,7 @@ def init_student(student: Student, spec: StudentOptions, *, input_px: int) -> di
         found = {"source": f"timm {name}", "sha256": tensors_sha256(tensors)}
         student.started_from = found | adopt(student.backbone, tensors, f"timm's {name}")
     elif spec.init != SCRATCH:
-        path = find_weights(Path(spec.init))
+        path = find_weights(Path(spec.init), said="scratch, timm, ")
         found = {"source": str(path.resolve()), "sha256": file_sha256(path)}
         student.started_from = found | adopt(student.backbone, read_tensors(path), str(path))
     return student.started_from

@@ -218,8 +218,9 @@ def _context(
         found["captions"], why["captions"] = captions_of(cache, texts.captions)
         if encoder.space != known_teacher(cache.manifest):
             found["captions"], why["captions"] = None, f"captions {_foreign(name, cache.path)}"
-    spec = runnable(scoring.spec, splits.keys() & {"train"}, why, asked=scoring.asked)
-    return spec, {part: value for part, value in found.items() if value is not None}
+    context = {part: value for part, value in found.items() if value is not None}
+    there: set[Any] = {*context, *(splits.keys() & {"train"})}
+    return runnable(scoring.spec, there, why, asked=scoring.asked), context
 
 
 def _anchors(name: str, encoder: Encoder, texts: Texts) -> tuple[Anchors | None, str]:

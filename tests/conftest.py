@@ -17,10 +17,12 @@ from tests.buckets import Bucket, s3_server
 from tests.inputs import (
     PROMPTS,
     TINY_RECIPE,
+    VISION_RECIPE,
     build,
     captioned_samples,
     labelled_samples,
     make_teacher,
+    save_vit,
 )
 
 if TYPE_CHECKING:
@@ -103,6 +105,25 @@ def captioned_cache(
     cache = build(tmp_path_factory.mktemp("cache") / "captioned", captioned_shards, recipe_file)
     add_captions(cache, find_shards([str(captioned_shards)]), device="cpu")
     return cache
+
+
+@pytest.fixture(scope="session")
+def vision_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe whose teacher, a ViT with random weights, sees images and reads no text."""
+    folder = tmp_path_factory.mktemp("vision")
+    save_vit(folder / "vit.safetensors")
+    recipe = VISION_RECIPE.format(weights=folder / "vit.safetensors")
+    (folder / "vision.yaml").write_text(recipe, encoding="utf-8")
+    return folder / "vision.yaml"
+
+
+@pytest.fixture(scope="session")
+def vision_cache(
+    tmp_path_factory: pytest.TempPathFactory, captioned_shards: Path, vision_recipe: Path
+) -> Path:
+    """A sealed cache of the captioned shards by that teacher, captions and all; never change it."""
+    folder = tmp_path_factory.mktemp("cache") / "vision"
+    return build(folder, captioned_shards, vision_recipe)
 
 
 @pytest.fixture

@@ -23,6 +23,19 @@ losses:
 training: {{epochs: 2, batch_size: 8, learning_rate: 0.02, held_out_rows: 0}}
 max_skip_fraction: 0.1
 """
+VISION_RECIPE = """
+name: vision
+teacher:
+  {{kind: timm, model: vit_tiny_patch16_224, pretrained: "local-dir:{weights}", input_px: 32,
+    feature_point: cls_pre_norm, batch_size: 16}}
+views: 2
+schedule: {{name: mild, crop_scale: [0.9, 1.0]}}
+captions: true
+student: {{model: resnet10t}}
+losses: {{mse: {{}}}}
+training: {{epochs: 2, batch_size: 8, learning_rate: 0.02, held_out_rows: 0}}
+max_skip_fraction: 0.1
+"""
 PROMPTS = """
 dataset: shapes
 classes:
@@ -154,3 +167,15 @@ def build(
         views_per_unit=views_per_unit,
     )
     return cache
+
+
+def save_vit(file: Path) -> None:
+    """Save a very small ViT with random weights that a vision-only teacher is made of."""
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0)
+    save_file(model.state_dict(), file)

@@ -15,8 +15,8 @@ PACKAGE = ROOT / "pipeline"
 # Each module may import only from lower levels, lazily or not.
 LEVELS = (
     {"errors"},
-    {"options", "contracts", "durable", "storage", "yamlfile", "audit.findings", "bank", "ranks"},
-    {"tar", "patterns", "cluster", "dispatch", "cli_options"}
+    {"options", "contracts", "durable", "storage", "yamlfile", "audit.findings", "ranks"},
+    {"tar", "patterns", "bank", "cluster", "dispatch", "cli_options"}
     | {"hub", "checkpoints", "fitting", "stems", "jpegs", "teacher.contract", "teacher.folder"},
     {"backbones", "teacher.clip"},
     {"teacher.vision"},
@@ -30,7 +30,8 @@ LEVELS = (
     {"engine", "photometry", "decode", "order", "joint", "cache.layout", "cache.scratch"}
     | {"captions"},
     {"cache.arrays", "trainee"},
-    {"cache.captions", "tokens"},
+    {"cache.captions"},
+    {"tokens"},
     {"datasets.sets", "datasets.pixels", "datasets.facts"},
     {"datasets.archives", "datasets.publish", "datasets.tars", "imagenet"},
     {"library_prompts"},
@@ -50,6 +51,7 @@ LEVELS = (
     {
         "anchors",
         "audit.units",
+        "own_texts",
         "cache.seal",
         "manifest",
         "rendering",

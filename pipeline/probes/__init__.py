@@ -19,8 +19,7 @@ PROBES: Mapping[str, Probe] = {
     "retrieval": Probe(
         retrieval.run,
         "class_p5",
-        frozenset({"anchors"}),
-        takes=frozenset({"captions"}),
+        one_of=frozenset({"anchors", "captions"}),
         by_chance=False,
     ),
     "agreement": Probe(

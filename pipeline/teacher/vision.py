@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from pipeline.checkpoints import find_weights, read_tensors, tensors_sha256
 from pipeline.errors import StudentError, TeacherError
 from pipeline.options import nearest, to_mapping
-from pipeline.stems import shrink_stem
 from pipeline.teacher.contract import DTYPES, LOCAL_DIR, Preprocess, Teacher, TeacherOptions
 
 if TYPE_CHECKING:
@@ -118,6 +117,7 @@ def _network(spec: TeacherOptions) -> "nn.Module":
     import timm
 
     from pipeline.backbones import adopt, check_tag, timm_model, timm_weights
+    from pipeline.stems import shrink_stem
 
     assert spec.pretrained is not None
     if not timm.is_model(spec.model):

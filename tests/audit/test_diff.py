@@ -56,7 +56,7 @@ def test_another_teacher_shows_in_anchors_and_targets_and_not_in_params(
     other = build(tmp_path / "c", shards_dir, recipe_file, f"teacher.model=local-dir:{teacher}")
     found = diff_caches(sealed_cache, other)
     assert [name for name, _, _ in found.fields] == ["teacher.weights_sha256"]
-    assert {tuple(unit.arrays) for unit in found.units} == {("targets",)}
+    assert {tuple(unit.arrays) for unit in found.units} == {("targets", "norms")}
     assert set(found.anchors) == {"shapes-context", "shapes-plain"}
     assert found.anchors["shapes-plain"] == ["digests.embeddings", "teacher"]
 

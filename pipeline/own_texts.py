@@ -1,0 +1,69 @@
+"""Texts in the space of a student that reads them: class prompts and captions, for the probes.
+
+Shape letters: A anchors, K texts, L places of a text, E width of the student's space.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.cache.captions import Captions
+from pipeline.cache.reader import Anchors
+from pipeline.contracts import TokenBatch
+from pipeline.prompts import PromptSet
+from pipeline.tokens import Reader
+
+_AT_ONCE = 256  # texts
+
+
+class ReadsTexts(Protocol):
+    """A student with a text encoder."""
+
+    def embed_texts(self, tokens: TokenBatch) -> Tensor:
+        """Return float32 [K,E], normalised."""
+
+
+@dataclass(frozen=True)
+class OwnTexts:
+    """How a student reads texts, and the class prompts to read, if there are any."""
+
+    reader: Reader
+    prompts: PromptSet | None
+    device: torch.device
+
+    def anchors(self, student: ReadsTexts) -> Anchors | None:
+        """Return per class the mean of its normalised texts, normalised; None without prompts."""
+        if self.prompts is None:
+            return None
+        flat = [text for texts in self.prompts.texts for text in texts]
+        embeddings_KE = self._embed(student, flat)
+        mean_AE = embeddings_KE.reshape(len(self.prompts.texts), -1, embeddings_KE.shape[1]).mean(1)
+        mean_AE /= np.linalg.norm(mean_AE, axis=1, keepdims=True)
+        return Anchors(
+            name=self.prompts.name,
+            embeddings_AD=mean_AE,
+            class_names=self.prompts.class_names,
+            texts=self.prompts.texts,
+            templates=self.prompts.templates,
+            token_counts_AT=np.empty((0, 0), np.int32),
+            teacher_digest="",
+            labelled=self.prompts.labelled,
+        )
+
+    def captions(self, student: ReadsTexts, given: Captions) -> Captions:
+        """Return the same captions with the student's own embeddings."""
+        return replace(given, embeddings_KD=self._embed(student, given.texts))
+
+    def _embed(self, student: ReadsTexts, texts: Sequence[str]) -> np.ndarray:
+        tokens_KL = self.reader.tokenise(texts)
+        found = []
+        with torch.inference_mode():
+            for begin in range(0, len(texts), _AT_ONCE):
+                tokens = self.reader.batch(tokens_KL[begin : begin + _AT_ONCE])
+                here = TokenBatch(tokens.tokens_BL.to(self.device), tokens.mask_BL.to(self.device))
+                found.append(student.embed_texts(here).float().cpu().numpy())
+        return np.concatenate(found)
