@@ -19,8 +19,10 @@ LEVELS = (
     {"tar", "patterns", "cluster", "dispatch", "cli_options", "teacher_folder"}
     | {"hub", "checkpoints", "fitting", "stems", "jpegs"},
     {"templates", "cutting", "ambiguity", "optimizing"},
-    {"losses.contract", "losses.similarity"},
-    {"losses.anchors", "losses.targets", "losses.relations", "losses.labels"},
+    {"losses.contract", "losses.similarity", "losses.gathering"},
+    {"losses.contrast"},
+    {"losses.anchors", "losses.targets", "losses.relations", "losses.labels"}
+    | {"losses.pairs", "losses.heads"},
     {"losses.terms"},
     {"losses.total"},
     {"schedule", "shards", "runtime", "rundir", "teacher", "students", "losses", "ema"}
