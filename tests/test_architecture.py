@@ -21,8 +21,10 @@ LEVELS = (
     {"backbones", "teacher.clip"},
     {"teacher.vision"},
     {"templates", "cutting", "ambiguity", "optimizing"},
-    {"losses.contract", "losses.similarity"},
-    {"losses.anchors", "losses.targets", "losses.relations", "losses.labels"},
+    {"losses.contract", "losses.similarity", "losses.gathering"},
+    {"losses.contrast"},
+    {"losses.anchors", "losses.targets", "losses.relations", "losses.labels"}
+    | {"losses.pairs", "losses.heads"},
     {"losses.terms"},
     {"losses.total"},
     {"schedule", "shards", "runtime", "rundir", "teacher", "students", "losses", "ema"}

@@ -240,10 +240,9 @@ def _check_anchors(cache: Path, manifest: Mapping[str, Any], findings: Findings)
     if folders:
         _check_parent(cache, "anchors", findings)
     with findings.at("anchors"):
-        prompts = manifest["made_with"]["recipe"].get("prompts", {})
-        for name in dict.fromkeys(
-            prompts[use] for use in ("anchors", "zeroshot") if use in prompts
-        ):
+        prompts = manifest["made_with"]["recipe"].get("prompts") or {}
+        uses = ("anchors", "zeroshot") if layout.reads_text(manifest) else ()
+        for name in dict.fromkeys(prompts[use] for use in uses if prompts.get(use)):
             if not any(folder.name.endswith(f"-{name}") for folder in folders):
                 findings.add(f"anchors/*-{name}", "is missing: the recipe names this prompt set")
 

@@ -1,8 +1,10 @@
 """Losses between a student's outputs and cached targets, each one entry of LOSSES.
 
 q student embedding, k target, a_j anchors, all normalised; P(x) = softmax_j(x . a_j / tau); f
-backbone features. Every loss has a `weight` (1; 0 switches it off), gives one value per sample and
-computes in float32 under any autocast. tau null is the teacher's own, 1 / logit_scale.
+backbone features. For a student of images and texts v and w are its normalised outputs for both, z
+a thrown-away head (layer norm, linear map) on either; r is k at the length that the teacher gave
+it. Every loss has a `weight` (1; 0 switches it off), gives one value per sample and computes
+in float32 under any autocast. tau null is the teacher's own, 1 / logit_scale.
 
 ========== ====================================== ========================== ====================
 entry      value of a sample                      source                     options (default)
@@ -24,7 +26,22 @@ rkd        distance * mean_j h(d_ij / mu)         RKD, section 3.2           dis
            h: smooth L1, teacher to student
 supervised -log softmax(W f + b)_label            smoothing: Szegedy et al.  label_smoothing (0)
                                                   2016, section 7
+itc        (-log softmax_j(s v . w_j) at w        CLIP, Figure 3;            levels ([output]),
+           - log softmax_j(s w . v_j) at v) / 2;  Cares et al. 2025          mask_same_image (true)
+           v_j, w_j: of all ranks
+kd_bank    -log softmax_j(s z . k_j) at k;        Cares et al. 2025          bank (65536),
+           k_j: the step's targets and the bank                              mask_same_image (true)
+kd_inbatch the same, without a bank               Cares et al. 2025          mask_same_image (true)
+kd_mse     |z - r|^2 / D                          Cares et al. 2025          none
+kd_kl      T^2 KL(softmax(r / T) ||               Aytar et al. 2017;         T (1), top_k (null)
+           softmax(z / T)); r: the logits of a    Cares et al. 2025
+           supervised teacher
 ========== ====================================== ========================== ====================
+
+The last five need a student of images and texts, and captions. A value with z is the mean of that
+for the image and that for the text, whose target is its image's. s is learned, begins at 1 / 0.07
+and stays in [1, 100]. Cares et al. 2025 (IEEE IDAACS, doi 10.1109/IDAACS68557.2025.11322222) is the
+second document as published.
 
 Further teachers (TargetBatch.others): csm_ce and kd match the mean of the teachers' P; the others
 look at the first teacher alone.

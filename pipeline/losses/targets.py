@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.contracts import StudentOutputs, TargetBatch
-from pipeline.losses.contract import BankOptions, WeightOptions, positive
+from pipeline.losses.contract import BankOptions, WeightOptions, newest, positive
 from pipeline.losses.similarity import logits, wide
 from pipeline.options import options
 
@@ -66,7 +66,7 @@ def crd(outputs: StudentOutputs, batch: TargetBatch, spec: CrdOptions) -> Tensor
     k_j are the targets of the whole step and the newest `bank` of earlier ones. From q to k only:
     k learns nothing. Not the two-bank loss of Tian et al., nor CLIP-KD's of the same name.
     """
-    keys_ND = torch.cat([batch.keys_GD, _newest(batch.bank_MD, spec.bank)])
+    keys_ND = torch.cat([batch.keys_GD, newest(batch.bank_MD, spec.bank)])
     own_B = torch.arange(len(outputs.embedding_BD), device=keys_ND.device) + batch.first
     return F.cross_entropy(logits(outputs.embedding_BD, keys_ND, spec.tau), own_B, reduction="none")
 
@@ -77,7 +77,7 @@ def seed(outputs: StudentOutputs, batch: TargetBatch, spec: SeedOptions) -> Tens
 
     Q is the sample's own target and the newest `bank` targets of earlier steps.
     """
-    queue_MD = _newest(batch.bank_MD, spec.bank)
+    queue_MD = newest(batch.bank_MD, spec.bank)
     target_BD = batch.target_BD.detach()
     wanted_BQ = _queue_logits(target_BD, target_BD, queue_MD, spec.tau_teacher).softmax(dim=1)
     given_BQ = _queue_logits(outputs.embedding_BD, target_BD, queue_MD, spec.tau_student)
@@ -86,11 +86,6 @@ def seed(outputs: StudentOutputs, batch: TargetBatch, spec: SeedOptions) -> Tens
 
 def _own(x_BD: Tensor, target_BD: Tensor) -> Tensor:
     return (wide(x_BD) * wide(target_BD).detach()).sum(dim=1)
-
-
-def _newest(bank_MD: Tensor, count: int) -> Tensor:
-    """Return the last `count` rows, or all there are."""
-    return bank_MD[max(0, len(bank_MD) - count) :]
 
 
 def _queue_logits(x_BD: Tensor, target_BD: Tensor, queue_MD: Tensor, tau: float) -> Tensor:

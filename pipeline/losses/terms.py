@@ -10,10 +10,19 @@ from typing import Any
 from torch import Tensor, nn
 
 from pipeline.contracts import TargetBatch
-from pipeline.errors import RecipeError
+from pipeline.errors import RecipeError, StudentError
 from pipeline.losses.anchors import AnchorOptions, KdOptions, csm_ce, entmin, kd
 from pipeline.losses.contract import Loss, Sizes, WeightOptions
+from pipeline.losses.heads import (
+    KdBankOptions,
+    KdContrast,
+    KdInbatchOptions,
+    KdKl,
+    KdKlOptions,
+    KdMse,
+)
 from pipeline.losses.labels import Supervised, SupervisedOptions, labelled
+from pipeline.losses.pairs import Itc, ItcOptions
 from pipeline.losses.relations import RkdOptions, rkd
 from pipeline.losses.targets import CrdOptions, SeedOptions, crd, ism, mse, seed
 from pipeline.options import nearest, parse
@@ -23,14 +32,17 @@ from pipeline.options import nearest, parse
 class Entry:
     """One loss: a function, or a module that Sizes build.
 
-    uses_embedding: whether it has a gradient into the embedding, not into the features alone.
+    uses_embedding: whether it has a gradient into the embedding, or the output that is made one,
+    not into the features alone.
     counted: says which samples its mean is over, bool [B]; None: over all.
+    pairs: whether it is of images and texts: it needs outputs.image and outputs.text.
     """
 
     loss: Loss | type[nn.Module]
     options: type[WeightOptions]
     uses_embedding: bool = True
     counted: Callable[[TargetBatch], Tensor] | None = None
+    pairs: bool = False
 
 
 LOSSES: Mapping[str, Entry] = {
@@ -43,6 +55,11 @@ LOSSES: Mapping[str, Entry] = {
     "seed": Entry(seed, SeedOptions),
     "rkd": Entry(rkd, RkdOptions),
     "supervised": Entry(Supervised, SupervisedOptions, uses_embedding=False, counted=labelled),
+    "itc": Entry(Itc, ItcOptions, pairs=True),
+    "kd_bank": Entry(KdContrast, KdBankOptions, pairs=True),
+    "kd_inbatch": Entry(KdContrast, KdInbatchOptions, pairs=True),
+    "kd_mse": Entry(KdMse, WeightOptions, pairs=True),
+    "kd_kl": Entry(KdKl, KdKlOptions, pairs=True),
 }
 
 
@@ -54,8 +71,16 @@ class Term:
     spec: Any
 
     def build(self, sizes: Sizes) -> Loss:
-        """Return the loss; one with parameters is made anew, an nn.Module."""
+        """Return the loss; one with parameters is made anew, an nn.Module.
+
+        Raises StudentError if it is of images and texts and the student of images alone.
+        """
         loss = LOSSES[self.name].loss
+        if LOSSES[self.name].pairs and not sizes.width:
+            raise StudentError(
+                f"losses.{self.name} needs a student that reads texts, and captions for it; this "
+                "one sees images alone: take such a student, or leave the loss out"
+            )
         return loss(sizes) if isinstance(loss, type) else loss
 
 

@@ -45,8 +45,17 @@ class LossSum(nn.Module):
 
     @property
     def uses_embedding(self) -> bool:
-        """Whether any term has a gradient into the embedding (else the projection has none)."""
+        """Whether any term has a gradient into the embedding (else the projection has none).
+
+        One of pairs reaches every parameter of a student of images and texts: those that make its
+        output, which is its embedding before it is normalised.
+        """
         return any(LOSSES[term.name].uses_embedding for term in self.terms)
+
+    @property
+    def pairs(self) -> bool:
+        """Whether any term is of images and texts, and needs a student that is given both."""
+        return any(LOSSES[term.name].pairs for term in self.terms)
 
     def _mean(self, term: Term, outputs: StudentOutputs, batch: TargetBatch) -> Tensor:
         loss_B = self._losses[term.name](outputs, batch, term.spec)

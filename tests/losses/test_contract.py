@@ -6,14 +6,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.contracts import StudentOutputs
+from pipeline.contracts import Branch, StudentOutputs
 from pipeline.errors import RecipeError
 from pipeline.losses import LOSSES, Term, parse_terms
-from tests.losses.samples import A, B, batch, built, every_term, further_teachers, value
+from tests.losses.samples import (
+    A,
+    B,
+    batch,
+    built,
+    chosen,
+    every_term,
+    further_teachers,
+    part_of,
+    value,
+)
 
 HALVES = (torch.bfloat16, torch.float16)
 # These compare the samples of a batch with each other.
-OF_THE_BATCH = {"rkd"}
+OF_THE_BATCH = {"rkd", "itc"}
 
 
 @pytest.fixture(params=every_term(), ids=lambda term: term.name)
@@ -22,15 +32,32 @@ def term(request: pytest.FixtureRequest) -> Term:
     return term
 
 
-def moved(term: Term, outputs: StudentOutputs) -> Tensor:
-    """Return what a loss pushes: the embedding, or the features where it stops at them."""
+def moved(term: Term, outputs: StudentOutputs) -> tuple[Tensor, ...]:
+    """Return what a loss pushes: the embedding, the features where it stops at them, or what is
+    said of images and of texts.
+    """
+    if LOSSES[term.name].pairs:
+        assert outputs.image is not None
+        assert outputs.text is not None
+        return outputs.image.output_BE, outputs.text.output_BE
     uses_embedding = LOSSES[term.name].uses_embedding
-    return outputs.embedding_BD if uses_embedding else outputs.features_BF
+    return (outputs.embedding_BD if uses_embedding else outputs.features_BF,)
 
 
-def gradient(loss_B: Tensor, of: Tensor) -> Tensor:
-    (found,) = torch.autograd.grad(loss_B.sum(), of)
-    return found
+def with_moved(term: Term, outputs: StudentOutputs, *x: Tensor) -> StudentOutputs:
+    """Return the outputs with other values of what a loss pushes."""
+    if LOSSES[term.name].pairs:
+        assert outputs.image is not None
+        assert outputs.text is not None
+        image = replace(outputs.image, output_BE=x[0])
+        return replace(outputs, image=image, text=replace(outputs.text, output_BE=x[1]))
+    name = "embedding_BD" if LOSSES[term.name].uses_embedding else "features_BF"
+    return replace(outputs, **{name: x[0]})
+
+
+def gradient(loss_B: Tensor, of: tuple[Tensor, ...]) -> Tensor:
+    """Return the gradients of what a loss pushes, one after another."""
+    return torch.cat(torch.autograd.grad(loss_B.sum(), of))
 
 
 @pytest.mark.parametrize(("size", "anchors"), [(B, A), (1, A), (B, 1), (1, 1)])
@@ -46,16 +73,21 @@ def test_gives_one_finite_value_per_sample(term: Term, size: int, anchors: int) 
 @pytest.mark.parametrize("size", [1, B])
 def test_needs_no_bank(term: Term, size: int) -> None:
     outputs, targets = batch(size, dtype=torch.float32)
-    loss_B = value(term, outputs, replace(targets, bank_MD=targets.bank_MD[:0]))
+    empty = replace(targets, bank_MD=targets.bank_MD[:0], bank_rows_M=targets.bank_rows_M[:0])
+    loss_B = value(term, outputs, empty)
     assert torch.isfinite(loss_B).all()
     assert torch.isfinite(gradient(loss_B, moved(term, outputs))).all()
 
 
 def test_stays_finite_at_the_sharpest_tau_and_for_opposite_vectors(term: Term) -> None:
-    _, targets = batch(dtype=torch.float32)
-    outputs = StudentOutputs(
+    outputs, targets = batch(dtype=torch.float32)
+    assert outputs.image is not None
+    opposite_BE = -outputs.image.output_BE.detach()
+    outputs = replace(
+        outputs,
         features_BF=torch.full((B, 5), 1e4).requires_grad_(),
         embedding_BD=(-targets.target_BD).requires_grad_(),
+        text=replace(outputs.image, output_BE=opposite_BE.requires_grad_()),
     )
     taus = {f.name: 1e-3 for f in fields(term.spec) if f.name.startswith("tau")}
     loss_B = value(Term(term.name, replace(term.spec, **taus)), outputs, targets)
@@ -67,8 +99,8 @@ def test_stays_finite_at_the_sharpest_tau_and_for_opposite_vectors(term: Term) -
 def test_stays_finite_where_all_samples_look_the_same(term: Term, whose: str) -> None:
     outputs, targets = batch(dtype=torch.float32)
     if whose == "student":
-        one = outputs.embedding_BD.detach()[:1].repeat(B, 1).requires_grad_()
-        outputs = replace(outputs, embedding_BD=one)
+        ones = (x.detach()[:1].repeat(B, 1).requires_grad_() for x in moved(term, outputs))
+        outputs = with_moved(term, outputs, *ones)
     else:
         one = targets.target_BD[:1].repeat(B, 1)
         targets = replace(targets, target_BD=one, keys_GD=one)
@@ -90,17 +122,18 @@ def test_says_truly_whether_it_has_a_gradient_into_the_embedding(term: Term) -> 
     outputs, targets = batch()
     value(term, outputs, targets).sum().backward()
     reached = outputs.embedding_BD.grad is not None
-    assert reached == LOSSES[term.name].uses_embedding
-    assert (outputs.features_BF.grad is None) == reached
+    entry = LOSSES[term.name]
+    assert reached == (entry.uses_embedding and not entry.pairs)
+    assert (outputs.features_BF.grad is None) == (reached or entry.pairs)
+    assert all(x.grad is not None for x in moved(term, outputs))
 
 
 def test_has_the_gradient_that_differences_show(term: Term) -> None:
     outputs, targets = batch(4)
     loss = built(term)
-    name = "embedding_BD" if LOSSES[term.name].uses_embedding else "features_BF"
 
-    def of(x: Tensor) -> Tensor:
-        return loss(replace(outputs, **{name: x}), targets, term.spec)
+    def of(*x: Tensor) -> Tensor:
+        return loss(with_moved(term, outputs, *x), targets, term.spec)
 
     assert torch.autograd.gradcheck(of, moved(term, outputs))
 
@@ -140,15 +173,8 @@ def test_of_a_sample_does_not_depend_on_the_others(term: Term) -> None:
     loss_B = value(term, outputs, targets)
     for i in range(B):
         one = slice(i, i + 1)
-        alone = StudentOutputs(outputs.features_BF[one], outputs.embedding_BD[one])
-        its_own = replace(
-            targets,
-            target_BD=targets.target_BD[one],
-            rows_B=targets.rows_B[one],
-            labels_B=targets.labels_B[one],
-            first=i,
-        )
-        torch.testing.assert_close(value(term, alone, its_own), loss_B[one], rtol=0, atol=1e-12)
+        alone_B = value(term, *part_of(outputs, targets, one))
+        torch.testing.assert_close(alone_B, loss_B[one], rtol=0, atol=1e-12)
 
 
 def test_does_not_depend_on_the_order_of_a_batch(term: Term) -> None:
@@ -156,13 +182,15 @@ def test_does_not_depend_on_the_order_of_a_batch(term: Term) -> None:
     order = torch.tensor([3, 0, 6, 1, 5, 2, 4])
     turned = value(
         term,
-        StudentOutputs(outputs.features_BF[order], outputs.embedding_BD[order]),
+        chosen(outputs, order),
         replace(
             targets,
             target_BD=targets.target_BD[order],
             rows_B=targets.rows_B[order],
             labels_B=targets.labels_B[order],
             keys_GD=targets.keys_GD[order],
+            key_rows_G=targets.key_rows_G[order],
+            norms_B=targets.norms_B[order],
         ),
     )
     expected_B = value(term, outputs, targets)[order]
@@ -194,18 +222,26 @@ def test_computes_in_float32_from_what_a_student_says_in_half_precision(
     term: Term, half: torch.dtype
 ) -> None:
     outputs, targets = batch(dtype=torch.float32)
-    halved, widened = (
-        StudentOutputs(
-            features_BF=outputs.features_BF.detach().to(half).to(dtype).requires_grad_(),
-            embedding_BD=outputs.embedding_BD.detach().to(half).to(dtype).requires_grad_(),
-        )
-        for dtype in (half, torch.float32)
-    )
+    halved, widened = (rounded(outputs, half, dtype) for dtype in (half, torch.float32))
     loss = built(term, torch.float32)
     with torch.autocast("cpu", dtype=half):
         loss_B = loss(halved, targets, term.spec)
     assert loss_B.dtype == torch.float32
     assert torch.equal(loss_B, loss(widened, targets, term.spec))
+
+
+def rounded(outputs: StudentOutputs, half: torch.dtype, dtype: torch.dtype) -> StudentOutputs:
+    """Return what a student says with a half's digits."""
+
+    def of(x: Tensor) -> Tensor:
+        return x.detach().to(half).to(dtype).requires_grad_()
+
+    assert outputs.image is not None
+    assert outputs.text is not None
+    image, text = (
+        Branch(of(it.output_BE), of(it.inner_BI)) for it in (outputs.image, outputs.text)
+    )
+    return StudentOutputs(of(outputs.features_BF), of(outputs.embedding_BD), image=image, text=text)
 
 
 def test_is_worked_out_without_a_gradient_too(term: Term) -> None:
@@ -232,7 +268,7 @@ def test_weight_zero_switches_it_off(term: Term) -> None:
 
 def test_a_loss_with_parameters_is_a_module_and_only_such_a_one(term: Term) -> None:
     loss = built(term)
-    assert isinstance(loss, nn.Module) == (term.name == "supervised")
+    assert isinstance(loss, nn.Module) == (term.name == "supervised" or LOSSES[term.name].pairs)
     if isinstance(loss, nn.Module):
         assert list(loss.parameters())
 

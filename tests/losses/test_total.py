@@ -7,9 +7,20 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.contracts import StudentOutputs, TargetBatch
+from pipeline.errors import StudentError
 from pipeline.losses import LOSSES, LossSum, Sizes, Term
-from tests.losses.samples import NUM_FEATURES, SIZES, B, C, batch, every_term, term_of, value
+from tests.losses.samples import (
+    NUM_FEATURES,
+    SIZES,
+    B,
+    C,
+    batch,
+    built,
+    every_term,
+    part_of,
+    term_of,
+    value,
+)
 
 
 def total(*terms: Term, seed: int = 0, sizes: Sizes = SIZES) -> LossSum:
@@ -18,27 +29,13 @@ def total(*terms: Term, seed: int = 0, sizes: Sizes = SIZES) -> LossSum:
         return LossSum(terms, sizes)
 
 
-def part_of(
-    outputs: StudentOutputs, targets: TargetBatch, part: slice
-) -> tuple[StudentOutputs, TargetBatch]:
-    """Return a part of a batch, which knows the keys of the whole."""
-    return (
-        StudentOutputs(outputs.features_BF[part], outputs.embedding_BD[part]),
-        replace(
-            targets,
-            target_BD=targets.target_BD[part],
-            rows_B=targets.rows_B[part],
-            labels_B=targets.labels_B[part],
-            first=part.start,
-        ),
-    )
-
-
 def test_is_the_weighted_sum_of_the_means_of_all_losses() -> None:
     outputs, targets = batch(dtype=torch.float32)
     terms = [term_of(name, weight=float(i + 1)) for i, name in enumerate(LOSSES)]
-    loss, means = total(*terms)(outputs, targets)
-    expected = {term.name: value(term, outputs, targets).mean() for term in terms}
+    owner = total(*terms)
+    loss, means = owner(outputs, targets)
+    losses = {t.name: owner.own[t.name] if t.name in owner.own else built(t) for t in terms}
+    expected = {t.name: losses[t.name](outputs, targets, t.spec).mean() for t in terms}
     assert means.keys() == expected.keys()
     for name, mean in means.items():
         torch.testing.assert_close(mean, expected[name])
@@ -73,6 +70,8 @@ def test_the_means_keep_the_order_of_the_recipe() -> None:
         ({"crd": {"bank": 5}, "ism": {}}, 5),
         ({"crd": {"bank": 5}, "seed": {"bank": 3}}, 5),
         ({"seed": {}}, 65536),
+        ({"kd_bank": {}, "itc": {}}, 65536),
+        ({"kd_inbatch": {}, "itc": {}}, 0),
     ],
 )
 def test_asks_for_the_largest_bank_of_its_terms(losses: dict[str, Any], bank: int) -> None:
@@ -84,6 +83,29 @@ def test_says_whether_the_embedding_learns() -> None:
     assert total(term_of("supervised"), term_of("ism")).uses_embedding
     for term in every_term():
         assert total(term).uses_embedding == (term.name != "supervised")
+
+
+def test_says_whether_it_is_of_images_and_texts() -> None:
+    of_pairs = {term.name for term in every_term() if total(term).pairs}
+    assert of_pairs == {"itc", "kd_bank", "kd_inbatch", "kd_mse", "kd_kl"}
+    assert total(term_of("ism"), term_of("itc")).pairs
+    assert not total(term_of("ism"), term_of("crd")).pairs
+
+
+@pytest.mark.parametrize("name", ["itc", "kd_bank", "kd_inbatch", "kd_mse", "kd_kl"])
+def test_a_student_of_images_alone_learns_nothing_from_pairs(name: str) -> None:
+    alone = replace(SIZES, width=0, inner=0)
+    with pytest.raises(StudentError, match=rf"losses\.{name} needs a student that reads texts"):
+        total(term_of(name), sizes=alone)
+
+
+@pytest.mark.parametrize("name", ["itc", "kd_bank", "kd_inbatch", "kd_mse", "kd_kl"])
+@pytest.mark.parametrize("missing", ["image", "text"])
+def test_without_captions_a_loss_of_pairs_says_what_it_needs(name: str, missing: str) -> None:
+    outputs, targets = batch(dtype=torch.float32)
+    without = replace(outputs, **{missing: None})
+    with pytest.raises(StudentError, match=r"needs a student that reads texts, and captions"):
+        total(term_of(name))(without, targets)
 
 
 class TestParameters:
@@ -129,7 +151,7 @@ class TestParameters:
 def test_a_sum_over_parts_of_a_batch_is_the_whole() -> None:
     """Gradient accumulation: equal parts, each loss divided by their number."""
     outputs, targets = batch(B - 1, dtype=torch.float32)
-    names = [name for name in LOSSES if name not in {"rkd", "supervised"}]
+    names = [name for name in LOSSES if name not in {"rkd", "supervised", "itc"}]
     owner = total(*(term_of(name) for name in names))
     whole, _ = owner(outputs, targets)
     half = (B - 1) // 2
