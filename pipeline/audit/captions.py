@@ -31,7 +31,8 @@ def check_captions(
             findings.add(place, "was embedded by another teacher")
         for fault in _shard_faults(attributes, shards):
             findings.add(place, fault)
-        lengths = {"K": attributes["counts"]["captions"], "D": manifest["teacher"]["dim"], "2": 2}
+        dim = manifest["teacher"]["dim"] if layout.reads_text(manifest) else 0  # 0: not embedded
+        lengths = {"K": attributes["counts"]["captions"], "D": dim, "2": 2}
         stored = StoredGroup(folder, layout.CAPTION_ARRAYS, lengths, attributes["digests"])
         for array in layout.CAPTION_ARRAYS:
             with findings.at(place, array):
