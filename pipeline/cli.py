@@ -29,6 +29,7 @@ from pipeline.cli_pretrain import pretrain
 from pipeline.cli_probe import probe
 from pipeline.cli_report import report
 from pipeline.cli_sweep import sweep
+from pipeline.cli_text import text_encoder
 from pipeline.cli_train import train_student
 from pipeline.errors import BeamclipError
 
@@ -224,6 +225,7 @@ main.add_command(pretrain)
 main.add_command(probe)
 main.add_command(sweep)
 main.add_command(report)
+main.add_command(text_encoder)
 main.add_command(train_student)
 
 

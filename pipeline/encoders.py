@@ -27,9 +27,10 @@ from pipeline.students import (
     TIMM,
     Stem,
     StudentOptions,
-    build_student,
+    build_image_student,
     init_student,
     load_weights,
+    reads_texts,
 )
 from pipeline.teacher import HF_HUB, LOCAL_DIR, OpenClipTeacher, TeacherOptions, load_teacher
 from pipeline.teacher.folder import CONFIG
@@ -113,7 +114,8 @@ def run_encoder(run: RunDir, weights: str, device: torch.device) -> Encoder:
         outputs = student(views_B3SS.to(device))
         return outputs.features_BF, outputs.embedding_BD
 
-    return Encoder(view, encode, student_identity(student), space=origin["teacher"])
+    space = None if reads_texts(recipe.student) else origin["teacher"]  # else a space of its own
+    return Encoder(view, encode, student_identity(student), space=space)
 
 
 def _open_clip(name: str, device: torch.device) -> Encoder:
@@ -167,7 +169,7 @@ def _plain(model: str, init: str, plain: PlainOptions, device: torch.device) -> 
     """Open a timm backbone with timm's weights, or with those of a file; no projection."""
     spec = StudentOptions(model=model, init=init, stem=plain.stem)
     size = plain.input_px or _own_px(model)
-    student = build_student(spec, dim=1, input_px=size, seed=0)
+    student = build_image_student(spec, dim=1, input_px=size, seed=0)
     init_student(student, spec, input_px=size)
     student.to(device).eval()
     own = getattr(student.backbone, "default_cfg", None) or {}

@@ -25,7 +25,7 @@ from pipeline.rows import match_shards
 from pipeline.rundir import WEIGHTS, RunDir
 from pipeline.schedule import EVAL
 from pipeline.shards import Shard
-from pipeline.students import Student, load_weights
+from pipeline.students import AnyStudent, load_weights
 
 _log = logging.getLogger(__name__)
 Split = TypeVar("Split")
@@ -56,7 +56,7 @@ class CachedData:
 
 def evaluate_run(
     run: RunDir,
-    student: Student,
+    student: AnyStudent,
     data: CachedData,
     spec: ProbeOptions,
     *,
@@ -170,7 +170,7 @@ class CachedSplits:
 
     def __init__(
         self,
-        student: Student,
+        student: AnyStudent,
         shards: Callable[[], Sequence[Shard]],
         input_px: int,
         device: torch.device,

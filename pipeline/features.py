@@ -18,7 +18,7 @@ from pipeline.checkpoints import tensors_sha256
 from pipeline.contracts import Features
 from pipeline.errors import ProbeError
 from pipeline.labelled import EvalView, LabelledSplit, rendered_rows
-from pipeline.students import Student
+from pipeline.students import AnyStudent
 
 _log = logging.getLogger(__name__)
 # uint8 views [B,3,S,S] on the CPU -> float32 features [B,F], float32 normalised embedding [B,D].
@@ -26,7 +26,7 @@ Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def student_features(
-    student: Student, batches: Iterable[ViewBatch], device: torch.device
+    student: AnyStudent, batches: Iterable[ViewBatch], device: torch.device
 ) -> Features:
     """Return a student's features over the batches, in their order, in evaluation mode."""
     student.eval()
@@ -84,7 +84,7 @@ def teacher_features(cache: TargetCache) -> Features:
     return Features(embedding_ND, embedding_ND, np.array(cache.column("label")[valid]), valid)
 
 
-def student_identity(student: Student) -> dict[str, Any]:
+def student_identity(student: AnyStudent) -> dict[str, Any]:
     """Return, as plain values, what tells a student's numbers from another's: weights and network.
 
     The network's own description is hashed too: a stem without pooling has the same weights.

@@ -5,29 +5,36 @@ Shape letters: N held-out rows, A anchors, D teacher dimension, S side in pixels
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pipeline.batches import ViewBatch, eval_batches
+from pipeline.cache import layout
 from pipeline.cache.reader import Anchors, TargetCache
+from pipeline.contracts import TokenBatch
 from pipeline.order import hold_out
 from pipeline.schedule import EVAL
 from pipeline.shards import Shard
-from pipeline.students import Student
+from pipeline.students import AnyStudent
+from pipeline.tokens import Reader, TokenisedTexts, tokenised
 
 _log = logging.getLogger(__name__)
 _SHARE = 20  # of the train rows, at most one in so many is held out
 _VALIDATION = "val"
 _NEIGHBOURS = 5
+_TEXTS = 256  # captions read at once
 
 
 class HeldOut:
     """The eval views of a slice: of split val, or of rows that training leaves out.
 
     batches: side S -> batches of the slice. anchors_AD: those trained with. zeroshot: those that
-    name the classes. leave_out_N: which train rows training must not see, or None.
+    name the classes. leave_out_N: which train rows training must not see, or None. texts: captions
+    of the split, for a student that reads them.
     """
 
     def __init__(
@@ -37,30 +44,30 @@ class HeldOut:
         zeroshot: Anchors,
         device: torch.device,
         leave_out_N: np.ndarray | None = None,
+        texts: TokenisedTexts | None = None,
     ) -> None:
         self._batches, self._device, self.leave_out_N = batches, device, leave_out_N
+        self._texts = texts
         self._anchors_AD = torch.from_numpy(anchors.embeddings_AD)
         self._zeroshot = zeroshot
 
-    def scores(self, student: Student, state: Mapping[str, Tensor], size: int) -> dict[str, float]:
+    def scores(
+        self, student: AnyStudent, state: Mapping[str, Tensor], size: int
+    ) -> dict[str, float]:
         """Return the scores of a student under the weights of `state`, seeing views of S pixels.
 
         held_out_cosine: mean cosine to the target. held_out_agreement: share of rows whose nearest
-        anchor is the teacher's. With labels: held_out_zeroshot (nearest anchor names the class) and
+        anchor is the teacher's. Of a student that reads texts in place of those two:
+        held_out_image_to_text (share of images whose nearest caption is one of their own) and
+        held_out_text_to_image. With labels: held_out_zeroshot (nearest anchor names the class) and
         held_out_knn (vote of the 5 nearest other rows). Training goes on as if nothing had been
         asked.
         """
-        embedding_ND, target_ND, labels_N = self._embed(student, state, size)
-        found = {
-            "held_out_cosine": float((embedding_ND * target_ND).sum(dim=1).mean()),
-        }
-        if len(self._anchors_AD):
-            found["held_out_agreement"] = _share(
-                _nearest(embedding_ND, self._anchors_AD), _nearest(target_ND, self._anchors_AD)
-            )
-        known_N = labels_N >= 0
+        seen = self._see(student, state, size)
+        found = self._beside_teacher(seen) if self._texts is None else self._beside_texts(seen)
+        known_N = seen.labels_N >= 0
         if known_N.any():
-            embedding_ND, labels_N = embedding_ND[known_N], labels_N[known_N]
+            embedding_ND, labels_N = seen.embedding_ND[known_N], seen.labels_N[known_N]
             if self._zeroshot.labelled:
                 anchors_AD = torch.from_numpy(self._zeroshot.embeddings_AD)
                 found["held_out_zeroshot"] = _share(_nearest(embedding_ND, anchors_AD), labels_N)
@@ -68,10 +75,31 @@ class HeldOut:
                 found["held_out_knn"] = _share(_vote(embedding_ND, labels_N), labels_N)
         return found
 
-    def _embed(
-        self, student: Student, state: Mapping[str, Tensor], size: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        embeddings, targets, labels = [], [], []
+    def _beside_teacher(self, seen: "_Seen") -> dict[str, float]:
+        cosine_N = (seen.embedding_ND * seen.target_ND).sum(dim=1)
+        found = {"held_out_cosine": float(cosine_N.mean())}
+        if len(self._anchors_AD):
+            found["held_out_agreement"] = _share(
+                _nearest(seen.embedding_ND, self._anchors_AD),
+                _nearest(seen.target_ND, self._anchors_AD),
+            )
+        return found
+
+    def _beside_texts(self, seen: "_Seen") -> dict[str, float]:
+        """Return how often the nearest of the other kind is one's own; {} without a caption."""
+        if not len(seen.text_rows_K):
+            return {}
+        image_K = _nearest(seen.text_KD, seen.embedding_ND)  # the nearest image of each caption
+        caption_N = _nearest(seen.embedding_ND, seen.text_KD)
+        captioned_N = torch.isin(seen.rows_N, seen.text_rows_K)
+        right_N = seen.text_rows_K[caption_N] == seen.rows_N
+        return {
+            "held_out_image_to_text": float(right_N[captioned_N].float().mean()),
+            "held_out_text_to_image": _share(seen.rows_N[image_K], seen.text_rows_K),
+        }
+
+    def _see(self, student: AnyStudent, state: Mapping[str, Tensor], size: int) -> "_Seen":
+        embeddings, targets, labels, rows = [], [], [], []
         was_training = student.training
         student.eval()
         try:
@@ -82,9 +110,47 @@ class HeldOut:
                     embeddings.append(outputs.embedding_BD.float().cpu())
                     targets.append(batch.target_BD)
                     labels.append(batch.labels_B)
+                    rows.append(batch.rows_B)
+                rows_N = torch.cat(rows)
+                text_KD, text_rows_K = self._read(student, state, views[:1], rows_N)
         finally:
             student.train(was_training)
-        return torch.cat(embeddings), torch.cat(targets), torch.cat(labels)
+        return _Seen(
+            torch.cat(embeddings),
+            torch.cat(targets),
+            torch.cat(labels),
+            rows_N,
+            text_KD,
+            text_rows_K,
+        )
+
+    def _read(
+        self, student: AnyStudent, state: Mapping[str, Tensor], view_1: Tensor, rows_N: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the embeddings of the rows' captions, and the row of each."""
+        if self._texts is None:
+            return torch.empty(0), torch.empty(0, dtype=torch.int64)
+        items_K = np.flatnonzero(np.isin(self._texts.rows_K, rows_N.numpy()))
+        found = []
+        for begin in range(0, len(items_K), _TEXTS):
+            tokens = self._texts.batch(items_K[begin : begin + _TEXTS])
+            here = TokenBatch(tokens.tokens_BL.to(self._device), tokens.mask_BL.to(self._device))
+            outputs = torch.func.functional_call(student, dict(state), (view_1, here))
+            found.append(F.normalize(outputs.text.output_BE, dim=1).float().cpu())
+        rows_K = torch.from_numpy(self._texts.rows_K[items_K])
+        return torch.cat(found) if found else torch.empty(0), rows_K
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a student says of the slice; text_KD, text_rows_K: of its captions, empty without."""
+
+    embedding_ND: Tensor
+    target_ND: Tensor
+    labels_N: Tensor
+    rows_N: Tensor
+    text_KD: Tensor
+    text_rows_K: Tensor
 
 
 def held_out_slice(
@@ -95,11 +161,13 @@ def held_out_slice(
     anchors: Anchors,
     zeroshot: Anchors,
     device: torch.device,
+    reader: Reader | None = None,
 ) -> HeldOut | None:
     """Choose the slice of a training from `cache` (the train split); None if count is 0.
 
     The choice is the same for every seed. From split val if the cache has one and its shards are
     given, else from train, of which it takes at most a twentieth, and none of fewer than 20 rows.
+    reader: of a student that reads texts; the captions are those called by the split's name.
     """
     generation = cache.manifest["generation"]
     split, leave_out_N = _VALIDATION, None
@@ -118,7 +186,10 @@ def held_out_slice(
     def batches(size: int) -> Iterable[ViewBatch]:
         return eval_batches(source, shards, input_px=size, rows_N=rows_N)
 
-    return HeldOut(batches, anchors, zeroshot, device, leave_out_N)
+    texts = None
+    if reader is not None and split in layout.caption_names(cache.path):
+        texts = tokenised(source.captions(split), reader)
+    return HeldOut(batches, anchors, zeroshot, device, leave_out_N, texts)
 
 
 def _has_validation(cache: TargetCache, shards: Sequence[Shard]) -> bool:

@@ -7,22 +7,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.contracts import TargetBatch
+from pipeline.contracts import StudentOutputs, TargetBatch
 from pipeline.losses import LossSum
 from pipeline.ranks import Ranks
-from pipeline.students import Student
+from pipeline.students import AnyStudent
 
 
 class Joint(nn.Module):
     """Views and targets in, losses out."""
 
-    def __init__(self, student: Student, losses: LossSum) -> None:
+    def __init__(self, student: AnyStudent, losses: LossSum) -> None:
         super().__init__()
         self.student, self.losses = student, losses
 
     def forward(self, views_B3SS: Tensor, targets: TargetBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and each term's mean before weighting."""
-        found: tuple[Tensor, dict[str, Tensor]] = self.losses(self.student(views_B3SS), targets)
+        outputs: StudentOutputs = (
+            self.student(views_B3SS)
+            if targets.tokens is None
+            else self.student(views_B3SS, targets.tokens)
+        )
+        found: tuple[Tensor, dict[str, Tensor]] = self.losses(outputs, targets)
         return found
 
 

@@ -5,6 +5,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pipeline import runtime
 from pipeline.cache import layout
 from pipeline.cache.reader import read_anchors, read_manifest
@@ -13,12 +15,18 @@ from pipeline.evaluate import CachedData, Scores, Tell, evaluate_run, looked_at
 from pipeline.feature_store import FeatureStore
 from pipeline.labels import check_named, own_set, warn_if_foreign
 from pipeline.options import differences, parse, to_mapping
+from pipeline.own_texts import OwnTexts
 from pipeline.probes import ProbeOptions
-from pipeline.recipe import probe_options, recipe_from
+from pipeline.prompt_file import load_prompts
+from pipeline.prompts import prompt_set
+from pipeline.reading import kept_text
+from pipeline.recipe import Recipe, probe_options, recipe_from
 from pipeline.recipe_cache import known_teacher
 from pipeline.rundir import RunDir
 from pipeline.shards import Shard, find_shards, shards_at
+from pipeline.shared.reader import text_reader
 from pipeline.stage_two import rebuild_student
+from pipeline.students import reads_texts
 
 
 def silent(line: str) -> None:
@@ -75,9 +83,22 @@ def probe(
         input_px=origin["input_px"],
         device=runtime.pick_device(device),
         store=FeatureStore(run.features_path),
+        texts=_own_texts(run, recipe, runtime.pick_device(device)),
         workers=workers,
         tell=tell,
     )
+
+
+def _own_texts(run: RunDir, recipe: Recipe, device: torch.device) -> OwnTexts | None:
+    """Return how a run's student reads texts, with the recipe's zero-shot prompts."""
+    if not reads_texts(recipe.student):
+        return None
+    prompts = None
+    if recipe.prompts is not None:
+        loaded = load_prompts(recipe.prompts.file, recipe.prompts.descriptions)
+        prompts = prompt_set(loaded, recipe.prompts.zeroshot)
+    reader = text_reader(recipe.student.shared, kept_text(run.path))
+    return OwnTexts(reader, prompts, device)
 
 
 def chosen_probes(spec: ProbeOptions, names: Sequence[str] | None) -> ProbeOptions:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from pipeline.errors import LibraryError
 from pipeline.order import noise_seed
 from pipeline.schedule import Schedule
-from pipeline.students import StudentOptions, build_student
+from pipeline.students import StudentOptions, build_image_student
 
 EMBEDDING_DIM = 128  # section 4.2
 
@@ -36,7 +36,7 @@ class Contrasted(nn.Module):
 
     def __init__(self, spec: StudentOptions, *, input_px: int, seed: int) -> None:
         super().__init__()
-        self.student = build_student(spec, dim=EMBEDDING_DIM, input_px=input_px, seed=seed)
+        self.student = build_image_student(spec, dim=EMBEDDING_DIM, input_px=input_px, seed=seed)
         width = self.student.projection.in_features
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(noise_seed(seed, 0))

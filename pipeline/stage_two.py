@@ -18,11 +18,14 @@ from pipeline.errors import RecipeError
 from pipeline.held_out import HeldOut, held_out_slice
 from pipeline.losses import LossSum, Sizes, resolve_tau
 from pipeline.ranks import ALONE, Ranks, joined, ranks_of_environment
+from pipeline.reading import TEXT_FOLDER, kept_text, reader_of, texts_of
 from pipeline.recipe import Recipe
 from pipeline.recipe_cache import known_teacher, open_cache, open_further, prompt_sets
 from pipeline.rundir import RunDir
 from pipeline.shards import Shard
-from pipeline.students import Student, build_student, init_student, load_weights
+from pipeline.shared.reader import TextReader
+from pipeline.shared.student import SharedStudent
+from pipeline.students import AnyStudent, build_student, init_student, load_weights
 from pipeline.train import EpochListener, TargetsSource, TeacherAnchors, train_students
 from pipeline.trainee import Trainee
 
@@ -44,7 +47,7 @@ class Loading:
 
 @dataclass(frozen=True)
 class Setting:
-    """What the students of one training share: caches, anchors, slice and stream."""
+    """What the students of one training share: caches, anchors, slice, stream and tokenizer."""
 
     caches: Sequence[TargetCache]
     teachers: Sequence[Anchors]  # the training anchors, in each teacher's space
@@ -52,6 +55,7 @@ class Setting:
     shards: Sequence[Shard]
     held_out: HeldOut | None
     source: TargetsSource
+    reader: TextReader | None = None  # of students that read texts
 
 
 def train(
@@ -131,6 +135,8 @@ def _begun(
             init = inits[run] if run in inits else run.read_origin().get("init")
             origin = {**_origin(setting, own, live), "init": init}
             run.begin(own.resolved(), origin, resume=resume)
+            if setting.reader is not None:
+                setting.reader.save(run.path / TEXT_FOLDER)
         yield
 
 
@@ -151,6 +157,7 @@ def open_setting(
     if layout.reads_text(cache.manifest):
         check_labels(cache, sets["zeroshot"])
     further = open_further(cache_paths[1:], recipe, cache, sets["anchors"])
+    reader = reader_of(recipes)
     held_out = held_out_slice(
         cache,
         shards,
@@ -158,6 +165,7 @@ def open_setting(
         anchors=sets["anchors"],
         zeroshot=sets["zeroshot"],
         device=device,
+        reader=reader,
     )
     sizes = {input_px(own, cache) for own in recipes}
     if live is not None:
@@ -170,6 +178,7 @@ def open_setting(
         num_views=recipe.views,
         seed=recipe.training.seed,
         others=[other for other, _ in further],
+        texts=None if reader is None else texts_of(cache, reader),
         leave_out_N=None if held_out is None else held_out.leave_out_N,
         window=window_shards(recipe, shards),
         workers=_workers(loading, cache, ranks),
@@ -184,6 +193,7 @@ def open_setting(
         shards=shards,
         held_out=held_out,
         source=batches if live is None else live(batches, cache),
+        reader=reader,
     )
 
 
@@ -200,12 +210,16 @@ def input_px(recipe: Recipe, cache: TargetCache) -> int:
     return recipe.student.input_px or _teacher_px(cache)
 
 
-def rebuild_student(run: RunDir, recipe: Recipe) -> Student:
+def rebuild_student(run: RunDir, recipe: Recipe) -> AnyStudent:
     """Build a finished run's student, with its EMA weights."""
     origin = run.read_origin()
     weights = run.load_weights("student")
     student = build_student(
-        recipe.student, dim=origin["dim"], input_px=origin["input_px"], seed=recipe.training.seed
+        recipe.student,
+        dim=origin["dim"],
+        input_px=origin["input_px"],
+        seed=recipe.training.seed,
+        text_folder=kept_text(run.path),
     )
     load_weights(student, weights, where=run.path)
     return student
@@ -233,6 +247,8 @@ def _trainee(
                 dim=cache.dim,
                 num_anchors=len(anchors.embeddings_AD),
                 num_classes=int(cache.column("label").max()) + 1,
+                width=student.width if isinstance(student, SharedStudent) else 0,
+                inner=student.inner if isinstance(student, SharedStudent) else 0,
             ),
         )
     return Trainee(run, student, losses, recipe.training, size=size, device=device, ranks=ranks)

@@ -17,10 +17,14 @@ from pipeline.checkpoints import file_sha256, find_weights, read_tensors, tensor
 from pipeline.contracts import StudentOutputs
 from pipeline.errors import StudentError
 from pipeline.options import nearest, options
+from pipeline.shared.contract import SharedOptions
+from pipeline.shared.images import cut_tensors
+from pipeline.shared.student import SharedStudent, build_shared
 from pipeline.stems import shrink_stem
 
 Stem = Literal["imagenet", "small"]
 SCRATCH, TIMM = "scratch", "timm"
+SHARED = "shared"  # the model of images and texts
 
 
 @options
@@ -30,10 +34,15 @@ class StudentOptions:
     The document starts ResNet-50 from SimCLR's or SwAV's weights, ResNet-18 from random ones.
     """
 
-    model: str = "rn18"  # an entry of STUDENTS, or any timm name; with init: timm also name.tag
+    # An entry of STUDENTS, any timm name (with init: timm also name.tag), or shared, the second
+    # document's model of images and texts.
+    model: str = "rn18"
     input_px: int | None = None  # side of its input; by default the teacher's
     stem: Stem = "imagenet"  # small: stride 1 and no max-pool, for images of tens of pixels
-    init: str = SCRATCH  # random weights; timm: pretrained ones; else a file or folder of weights
+    # Random weights; timm: pretrained ones; else a file or folder of weights. Of model shared the
+    # image encoder's, or those of a whole run of it, to be tuned further.
+    init: str = SCRATCH
+    shared: SharedOptions = SharedOptions()  # of model shared alone
 
     def __post_init__(self) -> None:
         if not self.init:
@@ -79,11 +88,29 @@ class Student(nn.Module):
         return StudentOutputs(features_BF=features_BF, embedding_BD=embedding_BD)
 
 
-def build_student(spec: StudentOptions, *, dim: int, input_px: int, seed: int) -> Student:
+AnyStudent = Student | SharedStudent
+
+
+def reads_texts(spec: StudentOptions) -> bool:
+    """Tell whether a student has a text encoder."""
+    return spec.model == SHARED
+
+
+def build_student(
+    spec: StudentOptions, *, dim: int, input_px: int, seed: int, text_folder: Path | None = None
+) -> AnyStudent:
     """Build a student with weights drawn from `seed`, whatever its init is; raises StudentError.
 
-    dim: the teacher's dimension D. input_px: side of the views that it will see.
+    dim: the teacher's dimension D. input_px: side of the views that it will see. text_folder: what
+    a run keeps of the text encoder of a model of images and texts, in place of its name.
     """
+    if reads_texts(spec):
+        return build_shared(spec.shared, input_px=input_px, seed=seed, text_folder=text_folder)
+    return build_image_student(spec, dim=dim, input_px=input_px, seed=seed)
+
+
+def build_image_student(spec: StudentOptions, *, dim: int, input_px: int, seed: int) -> Student:
+    """Build a student that sees images alone; see `build_student`."""
     import timm
 
     name, _, tag = spec.model.partition(".")
@@ -95,7 +122,7 @@ def build_student(spec: StudentOptions, *, dim: int, input_px: int, seed: int) -
     build = STUDENTS.get(name)
     if build is None:
         if not timm.is_model(name):
-            names = [*STUDENTS, *timm.list_models()]
+            names = [*STUDENTS, SHARED, *timm.list_models()]
             close = nearest(name, names)
             hint = close if "did you mean" in close else "see timm.list_models()"
             raise StudentError(f"no student {name!r}, nor a timm model of that name: {hint}")
@@ -105,26 +132,43 @@ def build_student(spec: StudentOptions, *, dim: int, input_px: int, seed: int) -
         return build(dim, input_px, spec.stem, tag)
 
 
-def init_student(student: Student, spec: StudentOptions, *, input_px: int) -> dict[str, Any] | None:
+def init_student(
+    student: AnyStudent, spec: StudentOptions, *, input_px: int
+) -> dict[str, Any] | None:
     """Put the weights that `spec.init` names into the backbone; raises StudentError.
 
-    The projection stays as it was drawn. Returns what the weights are (source, sha256, how many
-    tensors were used, are missing, are left over), or None for a start from scratch; the student
-    keeps it as `started_from`. A download that cannot be had is an error; random weights never take
-    its place.
+    The rest stays as it was drawn. Returns what the weights are (source, sha256, how many tensors
+    were used, are missing, are left over), or None for a start from scratch; the student keeps it
+    as `started_from`. A download that cannot be had is an error; random weights never take its
+    place. A text encoder has its own weights from the start, which are told of too.
     """
+    found: dict[str, Any] = {}
     if spec.init == TIMM:
         name, tensors = timm_weights(student.backbone, input_px)
         found = {"source": f"timm {name}", "sha256": tensors_sha256(tensors)}
-        student.started_from = found | adopt(student.backbone, tensors, f"timm's {name}")
+        found |= _start(student, spec, tensors, f"timm's {name}")
     elif spec.init != SCRATCH:
         path = find_weights(Path(spec.init), said="scratch, timm, ")
         found = {"source": str(path.resolve()), "sha256": file_sha256(path)}
-        student.started_from = found | adopt(student.backbone, read_tensors(path), str(path))
+        found |= _start(student, spec, read_tensors(path), str(path))
+    if isinstance(student, SharedStudent) and student.text.started_from is not None:
+        found["text"] = student.text.started_from
+    student.started_from = found or None
     return student.started_from
 
 
-def load_weights(student: Student, weights: Mapping[str, Tensor], *, where: object) -> None:
+def _start(
+    student: AnyStudent, spec: StudentOptions, tensors: Mapping[str, Tensor], where: str
+) -> dict[str, Any]:
+    if not isinstance(student, SharedStudent):
+        return adopt(student.backbone, tensors, where)
+    if student.state_dict().keys() <= tensors.keys():  # a run's, whole
+        load_weights(student, tensors, where=where)
+        return {"prefix": "", "used": len(tensors), "missing": 0, "left_over": 0}
+    return adopt(student.backbone, cut_tensors(tensors, spec.shared.image_layers), where)
+
+
+def load_weights(student: AnyStudent, weights: Mapping[str, Tensor], *, where: object) -> None:
     """Put saved weights into a student; raises StudentError if they are of another one."""
     try:
         student.load_state_dict(weights)

@@ -20,11 +20,14 @@ _AT_ONCE = 4096  # captions
 class Reader(Protocol):
     """What turns texts into tokens; its digest tells it from any other that would do it otherwise.
 
-    length: L, to which every text is padded or cut.
+    max_tokens: L, to which every text is padded or cut.
     """
 
-    length: int
-    digest: str
+    max_tokens: int
+
+    @property
+    def digest(self) -> str:
+        """All that decides the tokens of a text, hashed."""
 
     def tokenise(self, texts: Sequence[str]) -> np.ndarray:
         """Return int32 [K,L]."""
@@ -54,7 +57,7 @@ def tokenised(captions: Captions, reader: Reader) -> TokenisedTexts:
     kept_K = np.flatnonzero(captions.valid_K)
     texts = [captions.texts[place] for place in kept_K.tolist()]
     tokens_KL = shared_array(
-        _name(texts, reader), (len(texts), reader.length), "int32", _pieces(texts, reader)
+        _name(texts, reader), (len(texts), reader.max_tokens), "int32", _pieces(texts, reader)
     )
     return TokenisedTexts(captions.rows_K[kept_K], tokens_KL, reader)
 

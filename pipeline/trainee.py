@@ -21,7 +21,7 @@ from pipeline.optimizing import TrainOptions, autocast, build_optimizer
 from pipeline.order import noise_seed
 from pipeline.ranks import ALONE, Ranks
 from pipeline.rundir import RunDir
-from pipeline.students import Student
+from pipeline.students import AnyStudent
 from pipeline.transfers import Arriving
 
 _log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class Trainee:
     def __init__(
         self,
         run: RunDir,
-        student: Student,
+        student: AnyStudent,
         losses: LossSum,
         spec: TrainOptions,
         *,
