@@ -41,6 +41,7 @@ LEVELS = (
         "datasets.imagenet",
         "datasets.captions",
         "datasets.benchmark",
+        "datasets.paired",
     },
     {"datasets.known"},
     {"views", "cache.reader", "cache.writer", "audit.arrays"},
