@@ -81,6 +81,11 @@ LEVELS = (
     {"online", "probing", "encoders"},
     {"transfer", "trials", "sweep_table"},
     {"sweep"},
+    {"glue.tasks", "glue.encoder"},
+    {"glue.reading", "glue.choices"},
+    {"glue.scores", "glue.tokens"},
+    {"glue.finetune"},
+    {"glue.benchmark"},
     {"report.svg", "report.collect"},
     {"report.charts", "report.maps", "report.seen", "report.cost"}
     | {"report.scores", "report.seeds", "report.tables"},
@@ -90,7 +95,7 @@ LEVELS = (
     {"report.views"},
     {"report.page"},
     {"cli_anchors", "cli_cache", "cli_captions", "cli_data", "cli_train", "cli_pretrain"}
-    | {"cli_probe", "cli_report", "cli_sweep"},
+    | {"cli_probe", "cli_report", "cli_sweep", "cli_glue"},
     {"cli"},
 )
 UNLEVELLED = {
@@ -98,6 +103,7 @@ UNLEVELLED = {
     "cache",
     "audit",
     "datasets",
+    "glue",
     "report",
 }  # empty packages: a docstring and nothing else
 
