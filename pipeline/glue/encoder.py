@@ -3,7 +3,8 @@
 Shape letters: B batch, L places of a text, E width.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -70,15 +71,32 @@ def load_text(name: str) -> LoadedText:
     if not Path(name).is_dir():
         offline_if_unreachable()
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        model, found = transformers.AutoModel.from_pretrained(
-            name, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
-        )
+        with _quiet():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            model, found = transformers.AutoModel.from_pretrained(
+                name, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
+            )
     except Exception as error:  # the hub's, torch's and safetensors' errors share no root
         raise _unloadable(name, error) from None
     _check(name, model, tokenizer, found["missing_keys"])
     lineage = {"name": name, "sha256": tensors_sha256(model.state_dict())}
     return LoadedText(_HubEncoder(model, tokenizer.pad_token_id), tokenizer, lineage)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the library's bars and reports off the terminal: what they say is checked here."""
+    from transformers.utils import logging
+
+    level, barred = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if barred:
+            logging.enable_progress_bar()
 
 
 def _unloadable(name: str, error: Exception) -> ProbeError:

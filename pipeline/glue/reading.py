@@ -50,8 +50,9 @@ def check_files(folder: Path, names: Sequence[str]) -> None:
     """Raise DataError, naming every file that these tasks lack below a folder."""
     missing = [text for name in names for text in _missing(folder, TASKS[name])]
     if missing:
+        asked = ", ".join(names)
         raise DataError(
-            f"GLUE in {folder} lacks {len(missing)} files of {len(names)} tasks: "
+            f"GLUE in {folder} lacks {len(missing)} files of what was asked ({asked}): "
             f"{', '.join(missing)}. Expected is the layout of GLUE's own download, which "
             f"data/README.md describes; the data come from {SOURCE}. Or ask for fewer by --tasks"
         )

@@ -47,6 +47,7 @@ def test_all_tasks_are_scored_and_written(
     heads = [next(iter(found.values())) for found in results["scores"].values()]
     assert results["mean"] == pytest.approx(sum(heads) / 9)
     assert "mnli: 16 examples, 1 steps" in done.err
+    assert "Loading" not in done.err
 
 
 def test_a_task_alone_scores_as_among_others_and_needs_no_other_files(
@@ -78,7 +79,8 @@ def test_what_is_missing_is_told_before_an_encoder_is_loaded(
     words = ("glue", "--text", "no-such/encoder", "--data", tmp_path)
     outcome = beamclip(*words)
     assert outcome.code == 1
-    assert "lacks 17 files of 9 tasks: CoLA/train.tsv, CoLA/dev.tsv, SST-2" in outcome.err
+    assert "lacks 17 files of what was asked (cola, sst2, " in outcome.err
+    assert "mnli, qnli, rte, wnli): CoLA/train.tsv, CoLA/dev.tsv, SST-2" in outcome.err
     encoder = beamclip(*words, "--tasks", "rte")
     assert encoder.code == 1
     assert "text encoder 'no-such/encoder' is no folder" in encoder.err
