@@ -86,8 +86,9 @@ def load_text(name: str) -> LoadedText:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the library's bars and reports off the terminal: what they say is checked here."""
-    from transformers.utils import logging
+    from transformers import utils
 
+    logging: Any = utils.logging  # half of it has no types
     level, barred = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
