@@ -78,9 +78,13 @@ def _add(name: str, known: "Known") -> None:
         per_shard: int,
         max_px: int | None,
         val: float,
+        captions: int | None,
+        caption_seed: int | None,
         as_json: bool,
         **options: Any,
     ) -> None:
+        if caption_seed is not None and captions is None:
+            raise click.UsageError("--caption-seed draws captions: give --captions K")
         from pipeline.datasets.known import write_known
 
         written = write_known(
@@ -90,6 +94,8 @@ def _add(name: str, known: "Known") -> None:
             per_shard=per_shard,
             max_px=max_px,
             val=val,
+            captions=captions or 0,
+            caption_seed=caption_seed or 0,
             **options,
         )
         _print(written, out, as_json)
@@ -100,6 +106,15 @@ def _add(name: str, known: "Known") -> None:
         command = click.option(names, default=default, show_default=True, help=words)(command)
     for decorate in (
         json_option,
+        click.option(
+            "--caption-seed", type=click.IntRange(0), help="Which captions.  [default: 0]"
+        ),
+        click.option(
+            "--captions",
+            type=click.IntRange(1),
+            metavar="K",
+            help="Of a labelled dataset: write K captions of its class for each image.",
+        ),
         click.option("--val", default=0.0, help="Share of train that becomes the split val."),
         _max_px,
         _per_shard(known.per_shard),

@@ -50,6 +50,7 @@ LEVELS = (
         "datasets.imagenet",
         "datasets.captions",
         "datasets.benchmark",
+        "datasets.paired",
     },
     {"datasets.known"},
     {"views", "cache.reader", "cache.writer", "audit.arrays"},
@@ -90,6 +91,11 @@ LEVELS = (
     {"online", "probing", "encoders"},
     {"transfer", "trials", "sweep_table"},
     {"sweep"},
+    {"glue.tasks", "glue.encoder"},
+    {"glue.reading", "glue.choices"},
+    {"glue.scores", "glue.tokens"},
+    {"glue.finetune"},
+    {"glue.benchmark"},
     {"report.svg", "report.collect"},
     {"report.charts", "report.maps", "report.seen", "report.cost"}
     | {"report.scores", "report.seeds", "report.tables"},
@@ -99,7 +105,7 @@ LEVELS = (
     {"report.views"},
     {"report.page"},
     {"cli_anchors", "cli_cache", "cli_captions", "cli_data", "cli_train", "cli_pretrain"}
-    | {"cli_probe", "cli_report", "cli_sweep", "cli_text"},
+    | {"cli_probe", "cli_report", "cli_sweep", "cli_text", "cli_glue"},
     {"cli"},
 )
 UNLEVELLED = {
@@ -107,6 +113,7 @@ UNLEVELLED = {
     "cache",
     "audit",
     "datasets",
+    "glue",
     "report",
     "shared",
 }  # empty packages: a docstring and nothing else

@@ -6,7 +6,8 @@ from pipeline.options import options, parse
 from pipeline.yamlfile import read_yaml
 
 _BUNDLED = Path(__file__).parents[1] / "bundled" / "datasets"  # in an installed wheel
-_ROOT = _BUNDLED if _BUNDLED.is_dir() else Path(__file__).parents[2] / "data" / "datasets"
+_CLONE = Path(__file__).parents[2] / "data" / "datasets"
+FACTS_FOLDER = _BUNDLED if _BUNDLED.is_dir() else _CLONE
 
 
 @options
@@ -32,7 +33,7 @@ class Facts:
 
 def facts_of(name: str) -> Facts | None:
     """Return what is known of a dataset, None of one that has no home of its own."""
-    path = _ROOT / f"{name}.yaml"
+    path = FACTS_FOLDER / f"{name}.yaml"
     if not path.exists():
         return None
     where = f"facts {path}"

@@ -11,6 +11,7 @@ from pipeline.datasets import captions, imagenet, vision
 from pipeline.datasets.benchmark import benchmark_folder
 from pipeline.datasets.digits import digits
 from pipeline.datasets.facts import facts_of
+from pipeline.datasets.paired import prompts_for, with_captions
 from pipeline.datasets.publish import Written, check_free, write_dataset
 from pipeline.datasets.sets import Dataset, Place
 from pipeline.errors import DataError
@@ -85,15 +86,20 @@ def write_known(
     per_shard: int | None = None,
     max_px: int | None = None,
     val: float = 0.0,
+    captions: int = 0,
+    caption_seed: int = 0,
     **options: Any,
 ) -> Written:
     """Write the dataset of that name; see `write_dataset`. Raises DataError.
 
     source: the folder with its official files; without it they are downloaded where that can be
-    done. options: those of the dataset's own.
+    done. captions: how many are written for each sample of a labelled dataset, drawn by
+    `caption_seed`. options: those of the dataset's own.
     """
     known = DATASETS[name]
     check_free(out)
+    if captions:
+        prompts_for(name)  # refused before anything is downloaded
     if source is None:
         _check_downloads(name)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -101,6 +107,8 @@ def write_known(
         dir=out.parent, prefix=f".{out.name}.", suffix=".tmp"
     ) as scratch:  # beside the shards, where there is room for what has to be unpacked
         dataset = known.open(Place(source, Path(scratch)), **options)
+        if captions:
+            dataset = with_captions(dataset, name, captions, caption_seed)
         return write_dataset(
             dataset, out, per_shard=per_shard or known.per_shard, max_px=max_px, val=val
         )
