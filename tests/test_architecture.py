@@ -16,9 +16,10 @@ PACKAGE = ROOT / "pipeline"
 LEVELS = (
     {"errors"},
     {"options", "contracts", "durable", "storage", "yamlfile", "audit.findings", "bank", "ranks"}
-    | {"shared.library", "shared.block", "text_vocabulary"},
+    | {"shared.library", "text_vocabulary"},
     {"tar", "patterns", "cluster", "dispatch", "cli_options", "teacher_folder"}
-    | {"hub", "checkpoints", "fitting", "stems", "jpegs", "shared.contract", "shared.images"},
+    | {"hub", "checkpoints", "fitting", "stems", "jpegs"}
+    | {"shared.contract", "shared.images", "shared.block"},
     {"templates", "cutting", "ambiguity", "optimizing", "shared.files"},
     {"shared.reader", "shared.texts"},
     {"shared.student"},
