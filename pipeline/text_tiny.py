@@ -176,10 +176,10 @@ def _new_folder(folder: Path) -> Iterator[Path]:
 
 def _save(model: Any, tokenizer: Any, folder: Path, spec: TextTinyOptions) -> None:
     """Write weights, configuration and tokenizer as transformers does."""
-    from transformers import BertTokenizerFast
-
+    marks = {f"{mark[1:-1].lower()}_token": mark for mark in MARKS}
+    reader = load_library().PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=spec.max_tokens, **marks
+    )
     with quiet():
         model.save_pretrained(folder)
-        BertTokenizerFast(
-            tokenizer_object=tokenizer, model_max_length=spec.max_tokens
-        ).save_pretrained(folder)
+        reader.save_pretrained(folder)

@@ -16,10 +16,10 @@ PACKAGE = ROOT / "pipeline"
 LEVELS = (
     {"errors"},
     {"options", "contracts", "durable", "storage", "yamlfile", "audit.findings", "ranks"}
-    | {"shared.library", "shared.block", "text_vocabulary"},
+    | {"shared.library", "text_vocabulary"},
     {"tar", "patterns", "bank", "cluster", "dispatch", "cli_options"}
     | {"hub", "checkpoints", "fitting", "stems", "jpegs", "teacher.contract", "teacher.folder"}
-    | {"shared.contract"},
+    | {"shared.contract", "shared.block"},
     {"backbones", "teacher.clip"},
     {"teacher.vision", "shared.images"},
     {"templates", "cutting", "ambiguity", "optimizing", "shared.files"},

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline import durable
 from pipeline.errors import StudentError
 from pipeline.hub import offline_if_unreachable
+from pipeline.shared.library import load_library
 
 CONFIG, TOKENIZER, TOKENIZER_CONFIG = "config.json", "tokenizer.json", "tokenizer_config.json"
 # What each family calls the number of its layers in its config.
@@ -77,8 +78,9 @@ def find_text_files(source: str) -> TextFiles:
     """Read the files of a model: a folder's, or else those of the hub or its local cache.
 
     Raises StudentError if one is not there or not as expected, or if the model is of another family
-    than LAYERS names.
+    than LAYERS names, LibraryError if transformers is not installed.
     """
+    load_library()
     if not Path(source).is_dir():
         offline_if_unreachable()
     text = _content(source, CONFIG)

@@ -36,6 +36,12 @@ def build_image_encoder(name: str, layers: int, *, input_px: int) -> nn.Module:
         setattr(model, norm, nn.Identity())
     try:
         model.reset_classifier(0, "avg")
+    except Exception as error:  # each refuses in its own way
+        raise StudentError(
+            f"image encoder {name} cannot do without its own head ({error}): choose a plain ViT, "
+            "as vit_base_patch16_224"
+        ) from None
+    try:
         _try(model, input_px)
     except Exception as error:
         raise _unfit(name, input_px, error) from None

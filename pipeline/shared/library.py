@@ -23,9 +23,7 @@ def load_library() -> Any:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silence transformers' bars, reports and warnings; what it raises stays."""
-    load_library()
-    from transformers.utils import logging
-
+    logging: Any = load_library().utils.logging
     level, barred = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -16,7 +16,6 @@ from pipeline.contracts import TokenBatch
 from pipeline.errors import StudentError
 from pipeline.shared.contract import SharedOptions
 from pipeline.shared.files import TextFiles, find_text_files
-from pipeline.shared.library import load_library
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -100,7 +99,6 @@ def text_reader(spec: SharedOptions, folder: Path | None = None) -> TextReader:
 
 
 def _tokenizer(files: TextFiles) -> Any:
-    load_library()
     from tokenizers import Tokenizer  # which transformers brings
 
     try:
