@@ -7,7 +7,7 @@ from pipeline.errors import BeamclipError
 from pipeline.options import options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterator
 
     import torch
     from torch import nn
@@ -34,7 +34,8 @@ class TrainOptions:
     learning_rate: float = 0.05
     momentum: float = 0.9  # of SGD
     betas: tuple[float, float] = (0.9, 0.999)  # of AdamW
-    weight_decay: float = 1e-4  # not on biases and norms, which have one dimension
+    epsilon: float = 1e-8  # of AdamW
+    weight_decay: float = 1e-4  # not on biases, norms and embeddings
     warmup_epochs: float = 0.0  # linear, from 0
     restart_epochs: float = 0.0  # length of the first cosine, then again (SGDR); 0: one in all
     restart_factor: float = 1.0  # each cosine is so many times as long as the one before
@@ -65,8 +66,9 @@ class TrainOptions:
             )
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs is below epochs, not {self.warmup_epochs}")
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate is above 0, not {self.learning_rate}")
+        for name in ("learning_rate", "epsilon"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is above 0, not {getattr(self, name)}")
         if self.restart_factor < 1:
             raise ValueError(f"restart_factor is at least 1, not {self.restart_factor}")
         if not 0 <= self.seed < 2**63:
@@ -96,20 +98,38 @@ def learning_rate(step: int, last: int, per_epoch: int, spec: TrainOptions) -> f
     return spec.learning_rate * 0.5 * (1 + math.cos(math.pi * (done / length)))
 
 
-def build_optimizer(
-    parameters: "Iterable[nn.Parameter]", spec: TrainOptions
-) -> "torch.optim.Optimizer":
-    """Return the optimiser; what has one dimension (biases, norms) does not decay."""
+def build_optimizer(model: "nn.Module", spec: TrainOptions) -> "torch.optim.Optimizer":
+    """Return the optimiser; biases, norms and embeddings do not decay.
+
+    They are what has one dimension, what nn.Embedding holds, and what a network names in
+    `no_weight_decay()`, as timm's do.
+    """
     import torch
 
-    trained = [p for p in parameters if p.requires_grad]
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    spared = {name for name, p in trained.items() if p.ndim <= 1} | set(_embeddings(model))
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": spec.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {
+            "params": [p for name, p in trained.items() if name not in spared],
+            "weight_decay": spec.weight_decay,
+        },
+        {"params": [p for name, p in trained.items() if name in spared], "weight_decay": 0.0},
     ]
     if spec.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=spec.learning_rate, betas=spec.betas)
+        return torch.optim.AdamW(groups, lr=spec.learning_rate, betas=spec.betas, eps=spec.epsilon)
     return torch.optim.SGD(groups, lr=spec.learning_rate, momentum=spec.momentum)
+
+
+def _embeddings(model: "nn.Module") -> "Iterator[str]":
+    """Yield the names of a network's embeddings: of positions, of tokens, of classes."""
+    from torch import nn
+
+    for prefix, module in model.named_modules():
+        names = {"weight"} if isinstance(module, nn.Embedding) else set()
+        if callable(listed := getattr(module, "no_weight_decay", None)):
+            names |= set(listed())
+        for name in names:
+            yield f"{prefix}.{name}" if prefix else name
 
 
 def check_precision(spec: TrainOptions, device: "torch.device") -> None:

@@ -81,7 +81,7 @@ class Trainee:
         if spec.compile:
             student.compile()
         self._joint = Joint(student, losses)
-        self._optimizer = build_optimizer(self._joint.parameters(), spec)
+        self._optimizer = build_optimizer(self._joint, spec)
         self._scaler = torch.amp.GradScaler(device.type, enabled=spec.precision == "fp16")
         self.ema = Ema(student, spec.ema, warm_up=spec.ema_warm_up)
         self._forward = over_ranks(self._joint, ranks, device)

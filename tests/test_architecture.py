@@ -87,6 +87,7 @@ LEVELS = (
     {"embed"},
     {"recipe", "audit.info", "audit.live"},
     {"recipe_cache", "grid"},
+    {"reading"},
     {"stage_two", "tables", "plan", "audit.reembed", "audit.repair"},
     {"online", "probing", "encoders"},
     {"transfer", "trials", "sweep_table"},

@@ -92,13 +92,29 @@ def test_biases_and_norms_do_not_decay() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2, bias=False))
     for name in ("sgd", "adamw"):
         spec = TrainOptions(epochs=1, optimizer=name, weight_decay=0.3, betas=(0.8, 0.95))
-        decayed, spared = build_optimizer(model.parameters(), spec).param_groups
+        decayed, spared = build_optimizer(model, spec).param_groups
         assert decayed["weight_decay"] == 0.3
         assert all(p.ndim > 1 for p in decayed["params"])
         assert spared["weight_decay"] == 0.0
         assert len(decayed["params"]) + len(spared["params"]) == 5
         if name == "adamw":
             assert decayed["betas"] == (0.8, 0.95)
+
+
+def test_embeddings_do_not_decay() -> None:
+    class Placed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.places = nn.Parameter(torch.zeros(1, 4, 2))
+            self.map = nn.Linear(2, 2, bias=False)
+
+        def no_weight_decay(self) -> set[str]:
+            return {"places"}
+
+    model = nn.Sequential(nn.Embedding(5, 2), Placed())
+    decayed, spared = build_optimizer(model, TrainOptions(epochs=1)).param_groups
+    assert [tuple(p.shape) for p in decayed["params"]] == [(2, 2)]
+    assert {tuple(p.shape) for p in spared["params"]} == {(5, 2), (1, 4, 2)}
 
 
 def test_half_precision_with_a_scaler_wants_a_gpu() -> None:

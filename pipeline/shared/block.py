@@ -88,6 +88,10 @@ class SharedEncoder(nn.Module):
             if isinstance(module, nn.Linear):
                 draw(module)
 
+    def no_weight_decay(self) -> set[str]:
+        """Name what is an embedding, which no optimiser lets decay."""
+        return {"types_2E"}
+
     def forward(self, x_BLE: Tensor, kind: int, mask_BL: Tensor | None = None) -> Branch:
         """Return what comes out at the first place, where the class token is.
 
