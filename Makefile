@@ -27,6 +27,11 @@ INPUTS := $(STAMP)
 ifneq ($(filter $(RECIPE),digits fashion-mnist),)
 INPUTS  += data/teachers/$(RECIPE)/open_clip_config.json
 endif
+# Of image-text pairs: a teacher that sees images alone, and a text encoder.
+ifneq ($(filter $(RECIPE),shared-small),)
+INPUTS  += data/teachers/$(RECIPE)/backbone.safetensors data/encoders/$(RECIPE)/config.json
+MODEL   := shared
+endif
 
 # Where Fashion-MNIST's files lie, if not to be downloaded: Debian has them as a package.
 FASHION_MNIST ?= $(wildcard /usr/share/datasets/fashion-mnist)
@@ -82,8 +87,8 @@ sweep: $(SEAL) ## Train and score every recipe of SWEEP's grid from CACHE into R
 report: sweep ## Lay the runs of SWEEP out as one page, RESULTS/report.html
 	$(BIN)/beamclip report $(RESULTS)/*/seed-*/ --out $(RESULTS)/report.html --csv $(RESULTS)/scores.csv
 
-clean: ## Remove shards, teachers, caches, runs and sweeps made under data/
-	rm -rf data/shards data/teachers data/cache data/runs data/sweeps
+clean: ## Remove shards, teachers, encoders, caches, runs and sweeps made under data/
+	rm -rf data/shards data/teachers data/encoders data/cache data/runs data/sweeps
 
 $(SEAL): | $(INPUTS)
 	$(MAKE) --no-print-directory teacher-cache
@@ -93,6 +98,15 @@ data/shards/digits/train-000000.tar: | $(STAMP)
 
 data/shards/fashion-mnist/train-000000.tar: | $(STAMP)
 	$(BIN)/beamclip data fashion-mnist --out $(@D) --per-shard 10000 $(addprefix --from ,$(FASHION_MNIST))
+
+data/shards/shared-small/train-000000.tar: | $(STAMP)
+	$(BIN)/beamclip data digits --captions 5 --out $(@D)
+
+data/teachers/shared-small/backbone.safetensors: | data/shards/shared-small/train-000000.tar
+	$(BIN)/beamclip pretrain --shards data/shards/shared-small --model resnet10t --input-px 32 --epochs 10 --to $(@D)
+
+data/encoders/shared-small/config.json: | data/shards/shared-small/train-000000.tar
+	$(BIN)/beamclip text-encoder tiny --shards data/shards/shared-small --to $(@D)
 
 data/teachers/digits/open_clip_config.json: EPOCHS := 15
 data/teachers/fashion-mnist/open_clip_config.json: EPOCHS := 2

@@ -96,7 +96,8 @@ def evaluate_run(
         results["teacher"] = probed(splits, teacher_features, for_teacher, cached)
     for name in WEIGHTS:
         load_weights(student, run.load_weights(name), where=run.path / WEIGHTS[name])
-        features = CachedSplits(student.to(device), data.shards, input_px, device, store, workers)
+        student.to(device).eval()
+        features = CachedSplits(student, data.shards, input_px, device, store, workers)
         results[name] = probed(splits, features, spec, _in_space_of(student, own, texts))
     scores = as_scores(results, _of_valid(test, "label"))
     run.write_scores(scores)

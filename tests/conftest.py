@@ -16,6 +16,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 from tests.buckets import Bucket, s3_server
 from tests.inputs import (
     PROMPTS,
+    SHARED_RECIPE,
     TINY_RECIPE,
     VISION_RECIPE,
     build,
@@ -124,6 +125,24 @@ def vision_cache(
     """A sealed cache of the captioned shards by that teacher, captions and all; never change it."""
     folder = tmp_path_factory.mktemp("cache") / "vision"
     return build(folder, captioned_shards, vision_recipe)
+
+
+@pytest.fixture(scope="session")
+def shared_recipe(
+    tmp_path_factory: pytest.TempPathFactory, captioned_shards: Path, vision_recipe: Path
+) -> Path:
+    """The recipe of a very small model of images and texts, learnt from the vision cache."""
+    from pipeline.shards import find_shards
+    from pipeline.text_tiny import TextTinyOptions, train_tiny_text_encoder
+
+    folder = tmp_path_factory.mktemp("shared")
+    spec = TextTinyOptions(epochs=1, max_tokens=16)
+    train_tiny_text_encoder(find_shards([str(captioned_shards)]), folder / "bert", spec)
+    (folder / "shapes-prompts.yaml").write_text(PROMPTS, encoding="utf-8")
+    told = SHARED_RECIPE.format(text=folder / "bert", prompts=folder / "shapes-prompts.yaml")
+    vision = vision_recipe.read_text(encoding="utf-8").partition("student:")[0]
+    (folder / "shared.yaml").write_text(vision + told, encoding="utf-8")
+    return folder / "shared.yaml"
 
 
 @pytest.fixture

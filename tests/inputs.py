@@ -36,6 +36,17 @@ losses: {{mse: {{}}}}
 training: {{epochs: 2, batch_size: 8, learning_rate: 0.02, held_out_rows: 0}}
 max_skip_fraction: 0.1
 """
+SHARED_RECIPE = """
+student:
+  model: shared
+  shared: {{image: test_vit, image_layers: 2, text: "{text}", text_layers: 2, max_tokens: 16}}
+prompts: {{file: "{prompts}", zeroshot: plain}}
+losses: {{itc: {{}}, kd_bank: {{bank: 20}}}}
+training:
+  {{epochs: 2, batch_size: 8, optimizer: adamw, learning_rate: 0.001, held_out_rows: 6, ema: 0.5}}
+probes: {{run: [zeroshot, retrieval, linear]}}
+max_skip_fraction: 0.1
+"""
 PROMPTS = """
 dataset: shapes
 classes:
