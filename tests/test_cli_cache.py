@@ -112,7 +112,10 @@ def test_diff_exits_as_diff_does(
     differ = beamclip("cache", "diff", sealed_cache, other)
     assert differ.code == 1
     assert "schedules.mild.seed: 0 | 1" in differ.out
-    assert f"units/{MILD}: targets views 0-1, params views 0-1, targets apart by" in differ.out
+    assert (
+        f"units/{MILD}: targets views 0-1, norms views 0-1, params views 0-1, targets apart by"
+        in differ.out
+    )
     fails(beamclip("cache", "diff", sealed_cache, tmp_path / "none"), 2, "no cache in")
 
 

@@ -56,8 +56,9 @@ class TestShipped:
     @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
     def test_names_prompts_that_are_there(self, path: Path) -> None:
         options = load_recipe(path.stem).prompts
+        assert options is not None
         prompts = load_prompts(options.file)
-        for name in (options.anchors, options.zeroshot):
+        for name in options.uses.values():
             assert prompt_set(prompts, name).texts
 
     @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -189,11 +190,25 @@ class TestChecking:
             recipe_from(changed(path, 1), where="recipe own")
         assert "recipe own" in str(caught.value)
 
-    @pytest.mark.parametrize("path", sorted(SMALLEST))
+    @pytest.mark.parametrize("path", sorted(SMALLEST.keys() - {"prompts"}))
     def test_a_field_without_a_default_is_required(self, path: str) -> None:
         fields = {name: value for name, value in SMALLEST.items() if name != path}
         with pytest.raises(RecipeError, match=f"'{path}' is required"):
             recipe_from(fields, where="recipe own")
+
+    def test_prompts_are_required_of_a_teacher_that_reads_text(self) -> None:
+        fields = {name: value for name, value in SMALLEST.items() if name != "prompts"}
+        with pytest.raises(RecipeError, match="prompts is missing: the teacher's text tower"):
+            recipe_from(fields, where="recipe own")
+        teacher = {"kind": "timm", "model": "resnet18", "pretrained": "a1_in1k"}
+        recipe = recipe_from(fields | {"teacher": teacher, "losses": {"ism": {}}}, where="own")
+        assert recipe.prompts is None
+
+    def test_a_teacher_without_text_has_no_further_ones(self) -> None:
+        teacher = {"kind": "timm", "model": "resnet18", "pretrained": "a1_in1k"}
+        fields = SMALLEST | {"losses": {"ism": {}}, "further_teachers": [teacher]}
+        with pytest.raises(RecipeError, match="further_teachers are compared over anchors"):
+            recipe_from(fields | {"teacher": teacher}, where="recipe own")
 
     @pytest.mark.parametrize(
         ("path", "value", "message"),
