@@ -341,3 +341,36 @@ def test_students_of_both_kinds_do_not_share_a_stream(
     assert found.code == 1
     assert "train them apart" in found.err
     assert not os.listdir(tmp_path) or not (tmp_path / "r" / "shared").exists()
+
+
+# --- on a GPU ------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["training.precision=fp32"],
+        ["training.precision=bf16", "training.channels_last=true"],
+        ["training.precision=fp16", "training.epochs=4"],
+        ["training.precision=bf16", "training.compile=true"],
+    ],
+    ids=str,
+)
+def test_a_gpu_ends_near_where_a_cpu_does(
+    vision_cache: Path,
+    captioned_shards: Path,
+    shared_recipe: Path,
+    tmp_path: Path,
+    settings: list[str],
+) -> None:
+    shards = find_shards([str(captioned_shards)])
+    losses: dict[str, float] = {}
+    epochs = [field for field in settings if "epochs" in field]
+    for device, chosen in (("cpu", epochs), ("cuda", settings)):
+        recipe, run = load_recipe(str(shared_recipe), chosen), tmp_path / device
+        found = stage_two.train(recipe, [vision_cache], shards, run, resume=False, device=device)
+        losses[device] = found[run]["loss"]
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=0.1)
+    scores = probe(tmp_path / "cuda", None, (), workers=0, device="cuda")
+    assert "retrieval" in scores["student"]

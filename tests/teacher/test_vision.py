@@ -170,3 +170,13 @@ def test_options_that_say_nothing_sensible_are_refused(
 ) -> None:
     with pytest.raises(RecipeError, match=message):
         parse(TeacherOptions, {"model": VIT, **fields}, where="test")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("precision", "least"), [("fp32", 1 - 1e-4), ("bf16", 0.99)])
+def test_a_gpu_gives_a_cpus_vectors(weights: Path, precision: str, least: float) -> None:
+    spec = options(weights, feature_point="cls_pre_norm", precision=precision)
+    on_gpu = load_teacher(spec, torch.device("cuda")).encode_images(views()).cpu()
+    on_cpu = load(weights, feature_point="cls_pre_norm").encode_images(views())
+    assert on_gpu.dtype == torch.float32
+    assert float(torch.cosine_similarity(on_gpu, on_cpu).min()) > least
