@@ -82,7 +82,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize("words", COMMANDS, ids=lambda words: " ".join(words[1:3]))
 def test_every_command_and_option_exists(beamclip: Invoke, words: list[str]) -> None:
-    depth = 2 if words[1] in ("data", "teacher", "anchors", "captions", "cache") else 1
+    depth = 2 if words[1] in ("data", "teacher", "text-encoder", "anchors", "captions", "cache") else 1
     helped = beamclip(*words[1 : 1 + depth], "--help")
     assert helped.code == 0, helped.err
     for option in (word for word in words if word.startswith("--")):
@@ -98,13 +98,16 @@ def test_every_make_target_exists() -> None:
 
 
 def test_the_fields_shown_for_a_recipe_load() -> None:
-    snippet, _ = blocks("yaml")
+    snippet, alone, _ = blocks("yaml")
     fields = {**load_recipe("digits").resolved(), **yaml.safe_load(snippet)}
     assert recipe_from(fields, where="README").teacher.model == "ViT-B-16-quickgelu"
+    for told in (alone, alone.replace("# or", "teacher")):
+        fields |= {"losses": {"ism": {}}, **yaml.safe_load(told)}
+        assert not recipe_from(fields, where="README").teacher.reads_text
 
 
 def test_the_fields_shown_for_a_prompt_file_load(tmp_path: Path) -> None:
-    _, snippet = blocks("yaml")
+    *_, snippet = blocks("yaml")
     (tmp_path / "shown.yaml").write_text(f"dataset: shown\n{snippet}", encoding="utf-8")
     texts = {item.name: item.texts for item in load_sets(str(tmp_path / "shown.yaml"))}
     assert texts["shown-plain"] == (("A photo of a crane.",), ("A photo of trousers.",))
