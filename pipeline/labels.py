@@ -20,7 +20,7 @@ def own_set(cache: Path, manifest: Mapping[str, Any]) -> Anchors | None:
     name) might be any of several.
     """
     made_with = manifest["made_with"]
-    recipe = made_with.get("recipe", {}).get("prompts", {})
+    recipe = made_with.get("recipe", {}).get("prompts") or {}
     name = made_with.get("prompt_sets", {}).get("zeroshot")
     if name is None and "zeroshot" in recipe:
         name = _whole_name(layout.anchor_names(cache), recipe)

@@ -10,7 +10,7 @@ import torch
 from pipeline import runtime
 from pipeline.cache import layout
 from pipeline.cache.reader import read_anchors, read_manifest
-from pipeline.errors import CacheMismatchError
+from pipeline.errors import CacheMismatchError, ProbeError
 from pipeline.evaluate import CachedData, Scores, Tell, evaluate_run, looked_at
 from pipeline.feature_store import FeatureStore
 from pipeline.labels import check_named, own_set, warn_if_foreign
@@ -62,6 +62,11 @@ def probe(
     manifest = read_manifest(cache_path, origin["cache"]["generation"])
     check_teacher_of(cache_path, manifest, origin["teacher"])
     usual = origin["prompt_sets"].get("zeroshot")
+    if zeroshot is not None and usual is None:
+        raise ProbeError(
+            f"--zeroshot {zeroshot} names a prompt set of the cache, and there is none that this "
+            "run could be scored by: its teacher reads no text"
+        )
     if usual is not None and "anchors" in looked_at(spec):
         _check_zeroshot(cache_path, manifest, zeroshot, usual)
     shards, splits = _shards(shard_patterns, origin)

@@ -109,7 +109,24 @@ def _axes(result: Mapping[str, Any]) -> list[str]:
 
 
 def _headlines(result: Mapping[str, Any]) -> list[str]:
-    return [f"{name} {PROBES[name].headline}" for name in result["probes"]]
+    return [f"{probe} {score}" for probe, score in _columns(result)]
+
+
+def _columns(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return (probe, score) of each column: every headline, and what else some run has."""
+    found = {
+        (probe, score)
+        for point in result["points"]
+        for probes in point["scores"].values()
+        for probe, scores in probes.items()
+        for score in scores
+    }
+    columns = []
+    for probe in result["probes"]:
+        also = [(probe, score) for score in PROBES[probe].also if (probe, score) in found]
+        headline = (probe, PROBES[probe].headline)
+        columns += also if also and headline not in found else [*also, headline]
+    return columns
 
 
 def _lines(result: Mapping[str, Any]) -> list[Line]:
@@ -159,7 +176,7 @@ def _cells(
     result: Mapping[str, Any], point: Mapping[str, Any], encoder: str
 ) -> list[Spread | None]:
     found = point["scores"].get(encoder, {})
-    return [found.get(name, {}).get(PROBES[name].headline) for name in result["probes"]]
+    return [found.get(probe, {}).get(score) for probe, score in _columns(result)]
 
 
 def _text(cell: Spread | None) -> str:

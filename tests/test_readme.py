@@ -82,7 +82,8 @@ COMMANDS = [
 
 @pytest.mark.parametrize("words", COMMANDS, ids=lambda words: " ".join(words[1:3]))
 def test_every_command_and_option_exists(beamclip: Invoke, words: list[str]) -> None:
-    depth = 2 if words[1] in ("data", "teacher", "text-encoder", "anchors", "captions", "cache") else 1
+    groups = ("data", "teacher", "text-encoder", "anchors", "captions", "cache")
+    depth = 2 if words[1] in groups else 1
     helped = beamclip(*words[1 : 1 + depth], "--help")
     assert helped.code == 0, helped.err
     for option in (word for word in words if word.startswith("--")):

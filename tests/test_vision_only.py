@@ -76,6 +76,11 @@ def test_a_student_trains_from_it_and_is_scored(
     asked = beamclip("probe", "--run", run, "--probes", "zeroshot")
     assert asked.code == 1
     assert "reads no text" in asked.err
+    named = beamclip("probe", "--run", run, "--zeroshot", "shapes-plain")
+    assert named.code == 1
+    assert "its teacher reads no text" in named.err
+    told = beamclip("cache", "info", vision_cache)
+    assert "feature_point cls_pre_norm" in told.out
 
 
 def test_losses_over_anchors_are_refused_with_the_reason(vision_recipe: Path) -> None:

@@ -166,9 +166,11 @@ def _published(cache: Path, manifest: Mapping[str, Any]) -> Published:
 
 def _made_from(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Return what decides a cache's bytes, but for the layers of its teacher."""
+    names = ("model", "pretrained", "precision", "feature_point", "dim", "logit_scale")
     teacher = {
         name: manifest["teacher"][name]
-        for name in ("model", "pretrained", "precision", "dim", "logit_scale", "preprocess")
+        for name in (*names, "preprocess")
+        if manifest["teacher"].get(name) is not None
     }
     teacher["weights_sha256"] = manifest["teacher"]["weights_sha256"]
     return {**{name: manifest[name] for name in layout.FINGERPRINTED}, "teacher": teacher}

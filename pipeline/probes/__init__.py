@@ -19,6 +19,7 @@ PROBES: Mapping[str, Probe] = {
     "retrieval": Probe(
         retrieval.run,
         "class_p5",
+        also=("image_to_text_r1", "text_to_image_r1"),
         one_of=frozenset({"anchors", "captions"}),
         by_chance=False,
     ),

@@ -61,13 +61,15 @@ class Result:
 class Probe:
     """One evaluation: run(subject, options of its own) -> Result; raises ProbeError.
 
-    headline: the score of it that tables show first. needs: what it cannot do without. one_of: of
+    headline: the score of it that tables show first. also: those that they show before it, where
+    there are any. needs: what it cannot do without. one_of: of
     these, one at least. takes: what it looks at besides, if it is there. by_chance: whether always
     naming the commonest class says what its headline is by chance.
     """
 
     run: Callable[[Subject, Any], Result]
     headline: str
+    also: tuple[str, ...] = field(default=(), kw_only=True)
     needs: frozenset[Need] = frozenset()
     takes: frozenset[Need] = frozenset()
     one_of: frozenset[Need] = frozenset()

@@ -94,7 +94,7 @@ def recalls(labels_N: np.ndarray, said_N: np.ndarray, classes: int) -> np.ndarra
 def context_set(seen: Seen) -> Anchors | None:
     """Return the set whose context is to help: the one trained with, else one that says cpa."""
     others = seen.ground.labelled[1:]
-    named = [item for item in others if item.name == seen.run.origin["prompt_sets"]["anchors"]]
+    named = [item for item in others if item.name == seen.run.anchors]
     named += [item for item in others if "cpa" in item.name.rpartition("-")[2]]
     return named[0] if named else None
 

@@ -53,8 +53,21 @@ class RunFacts:
 
     @property
     def dataset(self) -> str:
-        """The data that it is scored on: the name of its prompt file."""
-        return Path(str(self.recipe["prompts"]["file"])).stem
+        """The data that it is scored on: the name of its prompt file, else of its recipe."""
+        prompts = self.recipe.get("prompts")
+        return Path(str(prompts["file"])).stem if prompts else str(self.recipe["name"])
+
+    @property
+    def anchors(self) -> str | None:
+        """The cached prompt set that it was trained with, if its teacher reads text."""
+        name = self.origin["prompt_sets"].get("anchors")
+        return None if name is None else str(name)
+
+    @property
+    def zeroshot(self) -> str | None:
+        """The cached prompt set that it is scored by, if its teacher reads text."""
+        name = self.origin["prompt_sets"].get("zeroshot")
+        return None if name is None else str(name)
 
     @property
     def cache_path(self) -> Path:
@@ -65,7 +78,7 @@ class RunFacts:
     def group(self) -> tuple[str, str, str]:
         """What runs must share for their scores to be compared: teacher, cache, zero-shot set."""
         teacher = str(self.origin["teacher"]["weights_sha256"])
-        return teacher, str(self.cache_path), str(self.origin["prompt_sets"]["zeroshot"])
+        return teacher, str(self.cache_path), self.zeroshot or ""
 
     def score(self, encoder: str, probe: str, name: str) -> float | None:
         """Return one score, or None where the probe was not run."""

@@ -83,15 +83,15 @@ def prompts_chart(runs: Sequence[RunFacts]) -> Chart | None:
 
 def anchors_of(run: RunFacts) -> int | None:
     """Return how many classes a run's training anchors stand for, or None if it is not known."""
-    if sampled := _SAMPLED.search(str(run.origin["prompt_sets"]["anchors"])):
+    if run.anchors is None:
+        return None
+    if sampled := _SAMPLED.search(run.anchors):
         return int(sampled.group(1))
     from pipeline.cache.reader import read_anchors
     from pipeline.errors import BeamclipError
 
     try:
-        return len(
-            set(read_anchors(run.cache_path, run.origin["prompt_sets"]["anchors"]).class_names)
-        )
+        return len(set(read_anchors(run.cache_path, run.anchors).class_names))
     except (BeamclipError, OSError):
         return None
 

@@ -14,7 +14,7 @@ from pipeline import runtime
 from pipeline.cache import layout
 from pipeline.cache.reader import Anchors, TargetCache
 from pipeline.contracts import Features
-from pipeline.errors import BeamclipError
+from pipeline.errors import BeamclipError, ProbeError
 from pipeline.evaluate import CachedSplits
 from pipeline.feature_store import FeatureStore
 from pipeline.features import teacher_features
@@ -83,10 +83,15 @@ def said(features: Features, anchors: Anchors) -> np.ndarray:
 
 
 def ground_of(run: RunFacts) -> Ground:
-    """Open what a run was trained from; raises BeamclipError or OSError if it is not there."""
+    """Open what a run was trained from; raises BeamclipError or OSError if it is not there.
+
+    ProbeError if its cache has no anchors.
+    """
     origin = run.origin
     cache = TargetCache.open(run.cache_path, SPLIT, EVAL, generation=origin["cache"]["generation"])
-    zeroshot = cache.anchors(origin["prompt_sets"]["zeroshot"])
+    if run.zeroshot is None:
+        raise ProbeError("Its teacher reads no text: there are no anchors to look at images by.")
+    zeroshot = cache.anchors(run.zeroshot)
     shards = shards_at([(split, place) for split, place in origin["shards"] if split == SPLIT])
     return Ground(
         cache, tuple(shards), teacher_features(cache), zeroshot, _labelled(cache, zeroshot)

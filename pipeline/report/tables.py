@@ -126,7 +126,7 @@ def _imagenet_zeroshot(runs: Sequence[RunFacts]) -> list[Found]:
     for run in runs:
         top1 = run.score("student", "zeroshot", "top1")
         if run.dataset == _IMAGENET and top1 is not None:
-            prompts = str(run.origin["prompt_sets"]["anchors"])
+            prompts = run.anchors or NONE
             what = (run.name, _short(run), str(run.recipe["name"]), run.teacher)
             words = (*what, prompts, _batch(run), _epochs(run))
             found.append((words, {"ImageNet zero-shot": top1}))
@@ -204,8 +204,7 @@ def _matching(run: RunFacts) -> str:
 
 
 def _context(run: RunFacts) -> str:
-    sets = run.origin["prompt_sets"]
-    return "✓" if "cpa" in str(sets["anchors"]).partition("-")[2] else NONE
+    return "✓" if "cpa" in (run.anchors or "").partition("-")[2] else NONE
 
 
 _OURS: Mapping[int, Callable[[Sequence[RunFacts]], list[Found]]] = {
