@@ -49,6 +49,8 @@ class RunFacts:
         if model.startswith(LOCAL):
             return f"local teacher {Path(model.removeprefix(LOCAL)).name}"
         tag = self.recipe["teacher"].get("pretrained")
+        if tag and tag.startswith(LOCAL):
+            return f"{model} of {Path(tag.removeprefix(LOCAL)).name}"
         return f"{model} ({tag})" if tag else model
 
     @property
