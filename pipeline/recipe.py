@@ -114,7 +114,23 @@ def recipe_from(fields: Mapping[str, Any], *, where: str) -> Recipe:
             f"{recipe.teacher.model} reads no text: take ism, mse, crd, seed or rkd, or another "
             "teacher"
         )
+    _check_classes(recipe.teacher, terms, where)
     return dataclasses.replace(recipe, losses=losses)
+
+
+def _check_classes(teacher: TeacherOptions, terms: Sequence[Term], where: str) -> None:
+    """Raise RecipeError if `kd_kl` asks for classes that the teacher's targets do not tell of."""
+    for spec in (term.spec for term in terms if term.name == "kd_kl"):
+        if teacher.feature_point != "logits":
+            raise RecipeError(
+                f"{where}: kd_kl wants a teacher's classes, and teacher.feature_point is "
+                f"{teacher.feature_point}: take logits, of a supervised teacher of kind timm"
+            )
+        if teacher.top_k is not None and (spec.top_k or teacher.top_k + 1) > teacher.top_k:
+            raise RecipeError(
+                f"{where}: the targets tell of the teacher's {teacher.top_k} greatest classes "
+                f"alone (teacher.top_k): say losses.kd_kl.top_k, at most {teacher.top_k}"
+            )
 
 
 def _find(name: str) -> Path:

@@ -105,7 +105,7 @@ def _named_teacher(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Name a teacher as a recipe does; where a folder lies says nothing of what it holds."""
     names = ["model", "pretrained", "precision"]
     if fields.get("kind", OPEN_CLIP) != OPEN_CLIP:
-        names.append("feature_point")
+        names += ["feature_point", "top_k"]
     named = {name: fields[name] for name in names}
     for name in ("model", "pretrained"):
         if (named[name] or "").startswith(LOCAL_DIR):

@@ -204,6 +204,27 @@ class TestChecking:
         recipe = recipe_from(fields | {"teacher": teacher, "losses": {"ism": {}}}, where="own")
         assert recipe.prompts is None
 
+    @pytest.mark.parametrize(
+        ("teacher", "kl", "message"),
+        [
+            ({"feature_point": "pooled"}, {}, "kd_kl wants a teacher's classes"),
+            ({"feature_point": "logits", "top_k": 9}, {}, "say losses.kd_kl.top_k, at most 9"),
+            ({"feature_point": "logits", "top_k": 9}, {"top_k": 10}, "9 greatest classes alone"),
+            ({"feature_point": "logits", "top_k": 9}, {"top_k": 9}, None),
+            ({"feature_point": "logits"}, {}, None),
+        ],
+    )
+    def test_kd_kl_asks_for_no_more_classes_than_there_are(
+        self, teacher: dict[str, Any], kl: dict[str, Any], message: str | None
+    ) -> None:
+        whole = {"kind": "timm", "model": "resnet50", "pretrained": "a1_in1k", **teacher}
+        fields = SMALLEST | {"teacher": whole, "losses": {"kd_kl": kl}}
+        if message is None:
+            assert recipe_from(fields, where="recipe own").terms()
+            return
+        with pytest.raises(RecipeError, match=message):
+            recipe_from(fields, where="recipe own")
+
     def test_a_teacher_without_text_has_no_further_ones(self) -> None:
         teacher = {"kind": "timm", "model": "resnet18", "pretrained": "a1_in1k"}
         fields = SMALLEST | {"losses": {"ism": {}}, "further_teachers": [teacher]}

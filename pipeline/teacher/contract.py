@@ -35,6 +35,9 @@ class TeacherOptions:
     threads: int = 1
     # Of kind timm alone, which sees images and reads no text:
     feature_point: FeaturePoint = "pooled"
+    # Of logits the k greatest alone, less a number that leaves the least of them 1, and 0 for the
+    # other classes, which take no disk: `kd_kl` with a top_k of no more sees no difference.
+    top_k: int | None = None
     input_px: int | None = None  # side of its input; by default timm's own for the model
     stem: Literal["imagenet", "small"] = "imagenet"
 
@@ -43,6 +46,8 @@ class TeacherOptions:
             raise ValueError("batch_size and threads are at least 1")
         if self.input_px is not None and self.input_px < 1:
             raise ValueError(f"input_px is at least 1, not {self.input_px}")
+        if self.top_k is not None and (self.top_k < 1 or self.feature_point != "logits"):
+            raise ValueError("top_k is at least 1, and of feature_point logits alone")
         if self.kind == TIMM:
             if self.pretrained is None:
                 raise ValueError(

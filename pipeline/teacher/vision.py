@@ -63,6 +63,8 @@ class TimmTeacher(Teacher):
                 vectors: Tensor = model(pixels)
             else:
                 vectors = model.forward_features(pixels)[:, 0]
+            if self.spec.top_k is not None:
+                return _greatest(vectors.float(), self.spec.top_k)
             return vectors.float()
 
     def embed_texts(self, texts: Sequence[str]) -> "Tensor":
@@ -85,6 +87,7 @@ class TimmTeacher(Teacher):
             "tokenizer": None,
             "precision": self.spec.precision,
             "feature_point": self.spec.feature_point,
+            "top_k": self.spec.top_k,
             "dim": self.dim,
             "logit_scale": None,
             "logit_bias": None,
@@ -171,6 +174,16 @@ def _check_point(model: Any, spec: TeacherOptions) -> None:
         raise TeacherError(
             f"{spec.model} has no class token, which feature_point {point} asks for: take pooled"
         )
+
+
+def _greatest(logits_BD: "Tensor", k: int) -> "Tensor":
+    """Return the k greatest logits of each row, shifted until the least is 1, and 0 elsewhere.
+
+    A softmax over them is the same: it knows no shift.
+    """
+    greatest = logits_BD.topk(min(k, logits_BD.shape[1]), dim=1)
+    shifted_BK = greatest.values - greatest.values[:, -1:] + 1
+    return logits_BD.new_zeros(logits_BD.shape).scatter_(1, greatest.indices, shifted_BK)
 
 
 def _described(model: "nn.Module") -> dict[str, Any]:

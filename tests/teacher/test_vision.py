@@ -73,6 +73,17 @@ def test_each_feature_point_is_what_timm_has_there(weights: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("k", [1, 3, CLASSES, 99])
+def test_the_greatest_logits_alone_have_the_same_softmax(weights: Path, k: int) -> None:
+    dense = load(weights, feature_point="logits").encode_images(views())
+    kept = load(weights, feature_point="logits", top_k=k).encode_images(views())
+    known = min(k, CLASSES)
+    assert ((kept > 0).sum(dim=1) == known).all()
+    one, other = dense.topk(known, dim=1), kept.topk(known, dim=1)
+    assert torch.equal(one.indices, other.indices)
+    torch.testing.assert_close(one.values.softmax(1), other.values.softmax(1))
+
+
 def test_layout_of_the_views_changes_no_bit(weights: Path) -> None:
     teacher = load(weights)
     strided = views().contiguous(memory_format=torch.channels_last)
@@ -163,6 +174,7 @@ def test_a_missing_file_is_told_before_anything_heavy_is_loaded(tmp_path: Path) 
         ({"kind": "timm", "pretrained": "dino", "feature_point": "cls"}, "cls_pre_norm"),
         ({"pretrained": "openai", "feature_point": "logits"}, "of kind timm alone"),
         ({"kind": "timm", "pretrained": "dino", "input_px": 0}, "at least 1"),
+        ({"kind": "timm", "pretrained": "dino", "top_k": 3}, "of feature_point logits alone"),
     ],
 )
 def test_options_that_say_nothing_sensible_are_refused(
