@@ -105,6 +105,12 @@ def build_student(
     a run keeps of the text encoder of a model of images and texts, in place of its name.
     """
     if reads_texts(spec):
+        name, _, tag = spec.shared.image.partition(".")
+        if tag and spec.init == SCRATCH:
+            raise StudentError(
+                f"image encoder {spec.shared.image!r} names pretrained weights ({tag}), but "
+                f"student.init is {SCRATCH}: say {name!r}, or student.init={TIMM}"
+            )
         return build_shared(spec.shared, input_px=input_px, seed=seed, text_folder=text_folder)
     return build_image_student(spec, dim=dim, input_px=input_px, seed=seed)
 

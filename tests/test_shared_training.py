@@ -318,6 +318,14 @@ def test_losses_of_the_other_kind_are_refused(
         train(image, vision_cache, captioned_shards, tmp_path / "b")
 
 
+def test_a_tag_without_its_weights_is_refused(
+    vision_cache: Path, captioned_shards: Path, shared_recipe: Path, tmp_path: Path
+) -> None:
+    tagged = load_recipe(str(shared_recipe), ["student.shared.image=vit_small_patch16_224.dino"])
+    with pytest.raises(StudentError, match="names pretrained weights"):
+        train(tagged, vision_cache, captioned_shards, tmp_path / "run")
+
+
 def test_a_cache_without_captions_is_refused_with_the_command(
     vision_cache: Path, captioned_shards: Path, recipe: Recipe, tmp_path: Path
 ) -> None:
