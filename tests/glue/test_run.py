@@ -55,8 +55,8 @@ def examples(firsts: Sequence[str], seconds: Sequence[str] = ()) -> Examples:
     return Examples(tuple(firsts), tuple(seconds), np.zeros(len(firsts)), 0, "")
 
 
-def write_known(root: Path, name: str, **counts: int) -> None:
-    write_task(root, name, **counts)
+def write_known(root: Path, name: str, train: int) -> None:
+    write_task(root, name, train=train)
     for path in (root / title(name)).iterdir():
         text = path.read_text(encoding="utf-8")
         told = re.sub(r"\w+", lambda word: KNOWN.get(word[0], word[0]), text)
@@ -69,7 +69,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 def test_it_learns_and_the_run_stays(beamclip: Invoke, run: Path, tmp_path: Path) -> None:
     for name in ("sst2", "rte"):
-        write_known(tmp_path, name, train=96)
+        write_known(tmp_path, name, 96)
     before = contents(run)
     done = beamclip(
         *("glue", "--run", run, "--data", tmp_path, "--tasks", "sst2,rte", "--json"),
