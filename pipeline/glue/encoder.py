@@ -90,6 +90,18 @@ def _check(name: str, model: Any, tokenizer: Any, missing: Any) -> None:
         raise ProbeError(f"{name!r} is an encoder with a decoder; expected an encoder, as BERT")
     if tokenizer.cls_token_id is None or tokenizer.pad_token_id is None:
         raise ProbeError(f"the tokenizer of {name!r} has no CLS or no padding; expected BERT's kin")
+    check_pairs(name, tokenizer)
+
+
+def check_pairs(name: object, tokenizer: Tokenizer) -> None:
+    """Raise ProbeError unless a pair begins with CLS and has a mark after each of its texts."""
+    marks: list[int] = tokenizer([""], [""])["input_ids"][0]
+    if len(marks) < 3 or marks[0] != tokenizer.cls_token_id:
+        raise ProbeError(
+            f"the tokenizer of {name} puts {len(marks)} marks around a pair of texts; expected "
+            "CLS before it and a mark after each text, as of BERT: its tokenizer.json must say so "
+            "of pairs (post_processor)"
+        )
 
 
 class _HubEncoder(nn.Module):

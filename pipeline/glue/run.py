@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.checkpoints import tensors_sha256
 from pipeline.errors import StudentError
-from pipeline.glue.encoder import LoadedText
+from pipeline.glue.encoder import LoadedText, check_pairs
 from pipeline.reading import kept_text
 from pipeline.recipe import recipe_from
 from pipeline.rundir import WEIGHTS, RunDir
@@ -26,7 +26,7 @@ def load_run(path: Path) -> LoadedText:
     """Load the text encoder of a run, its EMA weights, without what comes after it in the model.
 
     The run stays as it is. Raises StudentError if the run's student reads no texts, RunError if
-    there is no run or it is not finished, LibraryError.
+    there is no run or it is not finished, ProbeError if its tokenizer knows no pairs, LibraryError.
     """
     run = RunDir(path)
     recipe = recipe_from(run.read_recipe(), where=f"{path}/recipe.yaml")
@@ -37,6 +37,8 @@ def load_run(path: Path) -> LoadedText:
             "a run of student.model: shared, or a text encoder with --text"
         )
     files = text_reader(recipe.student.shared, kept_text(path)).files
+    tokenizer = _tokenizer(files)
+    check_pairs(path, tokenizer)
     lineage = {
         "run": str(path),
         "weights": WEIGHTS["student"],
@@ -44,7 +46,7 @@ def load_run(path: Path) -> LoadedText:
         "trained_on_tokens": recipe.student.shared.max_tokens,  # longer texts, it has not seen
         "types": "ignored: both texts of a pair are of type 0",
     }
-    return LoadedText(_RunEncoder(student.text, files.num_places), _tokenizer(files), lineage)
+    return LoadedText(_RunEncoder(student.text, files.num_places), tokenizer, lineage)
 
 
 class _RunEncoder(nn.Module):

@@ -81,6 +81,14 @@ def test_weights_that_lack_a_layer_are_refused(tmp_path: Path) -> None:
     assert "lack 16 tensors (encoder.layer.1." in refusal(folder, ProbeError)
 
 
+def test_a_tokenizer_that_marks_no_pairs_is_refused(tmp_path: Path) -> None:
+    file = tiny_bert(tmp_path / "bert") / "tokenizer.json"
+    told = json.loads(file.read_text(encoding="utf-8"))
+    told["post_processor"]["pair"] = [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"]
+    file.write_text(json.dumps(told), encoding="utf-8")
+    assert "puts 0 marks around a pair of texts" in refusal(file.parent, ProbeError)
+
+
 def test_no_code_of_a_folder_is_run(tmp_path: Path) -> None:
     folder = tiny_bert(tmp_path / "bert")
     config = json.loads((folder / "config.json").read_text())

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import RunError, StudentError
+from pipeline.errors import ProbeError, RunError, StudentError
 from pipeline.glue.encoder import LoadedText
 from pipeline.glue.reading import Examples
 from pipeline.glue.run import load_run
@@ -136,6 +136,15 @@ def test_a_run_that_reads_no_texts_is_refused(
     own = small_recipe(vision_recipe, "training.epochs=1")
     train(own, vision_cache, captioned_shards, tmp_path / "run")
     with pytest.raises(StudentError, match=r"test_resnet, sees images and reads no texts: name a"):
+        load_run(tmp_path / "run")
+
+
+def test_a_tokenizer_that_marks_no_pairs_is_refused(run: Path, tmp_path: Path) -> None:
+    file = Path(shutil.copytree(run, tmp_path / "run")) / "text" / "tokenizer.json"
+    told = json.loads(file.read_text(encoding="utf-8"))
+    told["post_processor"]["pair"] = [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"]
+    file.write_text(json.dumps(told), encoding="utf-8")
+    with pytest.raises(ProbeError, match="puts 0 marks around a pair of texts"):
         load_run(tmp_path / "run")
 
 
