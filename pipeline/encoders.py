@@ -6,6 +6,7 @@ Shape letters: B batch, S side of a view in pixels, F feature dimension, D embed
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.cache.reader import Anchors
 from pipeline.decode import DecodePolicy
 from pipeline.errors import ProbeError, StudentError, TeacherError
 from pipeline.features import Encode, student_identity
 from pipeline.labelled import EvalView
+from pipeline.own_texts import OwnTexts
+from pipeline.prompts import PromptSet
+from pipeline.reading import kept_text
 from pipeline.recipe import recipe_from
 from pipeline.recipe_cache import known_teacher
 from pipeline.rundir import WEIGHTS, RunDir
 from pipeline.schedule import EvalSchedule
+from pipeline.shared.reader import text_reader
+from pipeline.shared.student import SharedStudent
 from pipeline.stage_two import rebuild_student
 from pipeline.students import (
     STUDENTS,
@@ -30,13 +37,14 @@ from pipeline.students import (
     build_image_student,
     init_student,
     load_weights,
-    reads_texts,
 )
 from pipeline.teacher import HF_HUB, LOCAL_DIR, OpenClipTeacher, TeacherOptions, load_teacher
 from pipeline.teacher.folder import CONFIG
+from pipeline.texts import embed_anchors
 
 OPEN_CLIP, TIMM_NAME = "open_clip:", "timm:"
 _ALIAS_PX = 224  # what the architectures behind STUDENTS were made for
+ReadPrompts = Callable[[PromptSet], Anchors]
 
 
 @dataclass(frozen=True)
@@ -45,15 +53,15 @@ class Encoder:
 
     view: its own preprocessing. encode: uint8 views -> features before its projection (where it has
     none, what it gives), and its output, normalised. identity: plain values that tell its numbers
-    from another's. space: the teacher (by `known_teacher`) in whose space its output lies. teacher:
-    an open_clip model whole, with its text tower.
+    from another's. space: the teacher (by `known_teacher`) in whose space its output lies. read:
+    class prompts -> their anchors in the space of its output, by a text encoder of its own.
     """
 
     view: EvalView
     encode: Encode
     identity: Mapping[str, Any]
     space: Mapping[str, Any] | None = None
-    teacher: OpenClipTeacher | None = None
+    read: ReadPrompts | None = None
 
 
 @dataclass(frozen=True)
@@ -114,8 +122,12 @@ def run_encoder(run: RunDir, weights: str, device: torch.device) -> Encoder:
         outputs = student(views_B3SS.to(device))
         return outputs.features_BF, outputs.embedding_BD
 
-    space = None if reads_texts(recipe.student) else origin["teacher"]  # else a space of its own
-    return Encoder(view, encode, student_identity(student), space=space)
+    identity = student_identity(student)
+    if not isinstance(student, SharedStudent):
+        return Encoder(view, encode, identity, space=origin["teacher"])
+    reader = text_reader(recipe.student.shared, kept_text(run.path))
+    read = partial(OwnTexts(reader, None, device).anchors_of, student)
+    return Encoder(view, encode, identity, read=read)  # in a space of its own
 
 
 def _open_clip(name: str, device: torch.device) -> Encoder:
@@ -126,6 +138,8 @@ def _open_clip(name: str, device: torch.device) -> Encoder:
     teacher = load_teacher(TeacherOptions(model=model, pretrained=tag), device)
     assert isinstance(teacher, OpenClipTeacher)
     fingerprint = teacher.fingerprint()  # of all weights: before the projection is taken off
+    identity = {"teacher": {**fingerprint, "model": None, "pretrained": None}}
+    told = {**identity, "batch": {"threads": teacher.spec.threads}}
     project = _take_projection(teacher.image_tower)
     wanted = teacher.preprocess
     schedule = EvalSchedule(resize_mode=wanted.resize_mode, interpolation=wanted.interpolation)
@@ -139,9 +153,9 @@ def _open_clip(name: str, device: torch.device) -> Encoder:
     return Encoder(
         EvalView(wanted.size, schedule, DecodePolicy()),
         encode,
-        {"teacher": {**fingerprint, "model": None, "pretrained": None}},
+        identity,
         space=known_teacher({"teacher": fingerprint}),
-        teacher=teacher,
+        read=partial(embed_anchors, teacher, told),
     )
 
 

@@ -3,6 +3,7 @@
 Shape letters: A anchors, K texts, L places of a text, E width of the student's space.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -15,9 +16,10 @@ from pipeline.cache.captions import Captions
 from pipeline.cache.reader import Anchors
 from pipeline.contracts import TokenBatch
 from pipeline.prompts import PromptSet
-from pipeline.tokens import Reader
+from pipeline.shared.reader import TextReader
 
 _AT_ONCE = 256  # texts
+_log = logging.getLogger(__name__)
 
 
 class ReadsTexts(Protocol):
@@ -31,27 +33,35 @@ class ReadsTexts(Protocol):
 class OwnTexts:
     """How a student reads texts, and the class prompts to read, if there are any."""
 
-    reader: Reader
+    reader: TextReader
     prompts: PromptSet | None
     device: torch.device
 
     def anchors(self, student: ReadsTexts) -> Anchors | None:
         """Return per class the mean of its normalised texts, normalised; None without prompts."""
-        if self.prompts is None:
-            return None
-        flat = [text for texts in self.prompts.texts for text in texts]
+        return None if self.prompts is None else self.anchors_of(student, self.prompts)
+
+    def anchors_of(self, student: ReadsTexts, prompts: PromptSet) -> Anchors:
+        """Return the anchors of any prompt set; texts that are cut are told of."""
+        flat = [text for texts in prompts.texts for text in texts]
+        if cut := self.reader.count_cut(flat):
+            _log.warning(
+                "prompt set %s: %d of %d texts are longer than the %d tokens that the student "
+                "reads, and are cut",
+                *(prompts.name, cut, len(flat), self.reader.max_tokens),
+            )
         embeddings_KE = self._embed(student, flat)
-        mean_AE = embeddings_KE.reshape(len(self.prompts.texts), -1, embeddings_KE.shape[1]).mean(1)
+        mean_AE = embeddings_KE.reshape(len(prompts.texts), -1, embeddings_KE.shape[1]).mean(1)
         mean_AE /= np.linalg.norm(mean_AE, axis=1, keepdims=True)
         return Anchors(
-            name=self.prompts.name,
+            name=prompts.name,
             embeddings_AD=mean_AE,
-            class_names=self.prompts.class_names,
-            texts=self.prompts.texts,
-            templates=self.prompts.templates,
+            class_names=prompts.class_names,
+            texts=prompts.texts,
+            templates=prompts.templates,
             token_counts_AT=np.empty((0, 0), np.int32),
             teacher_digest="",
-            labelled=self.prompts.labelled,
+            labelled=prompts.labelled,
         )
 
     def captions(self, student: ReadsTexts, given: Captions) -> Captions:

@@ -14,7 +14,7 @@ from pipeline.cache import layout
 from pipeline.cache.reader import Anchors, TargetCache, read_manifest
 from pipeline.contracts import Features
 from pipeline.encoders import Encoder, PlainOptions, open_encoder, run_encoder
-from pipeline.errors import CacheMismatchError, ProbeError
+from pipeline.errors import CacheMismatchError, DataError, ProbeError
 from pipeline.evaluate import (
     Results,
     Scores,
@@ -43,19 +43,20 @@ from pipeline.recipe_cache import known_teacher
 from pipeline.rundir import WEIGHTS, RunDir
 from pipeline.schedule import EVAL
 from pipeline.shards import Shard, find_shards
-from pipeline.texts import embed_anchors
+from pipeline.students import reads_texts
 
 Splits = Mapping[str, LabelledSplit]
 _NO_ANCHORS = "a prompt set of these classes in the encoder's space: "
+_PLAIN = "plain"  # a set that every bundled prompt file has
 
 
 @dataclass(frozen=True)
 class Texts:
     """Where the texts come from that an encoder's images are held against.
 
-    prompts: a set that its own text tower embeds. cache: of a teacher, whose anchors `zeroshot` and
-    captions serve encoders of that teacher's space, by whole names; why: there is no `zeroshot`.
-    same_images: whether the cache is of the test images themselves, and not of other ones.
+    prompts: a set that its own text encoder embeds. cache: of a teacher, whose anchors `zeroshot`
+    and captions serve encoders of that teacher's space, by whole names; why: there is no
+    `zeroshot`. same_images: whether the cache is of the test images themselves, and not of others.
     """
 
     prompts: PromptSet | None = None
@@ -120,22 +121,31 @@ def probe_on(
     """Score a finished run's students on other datasets: {dataset: patterns of labelled shards}.
 
     zeroshot: a set of the cache's anchors; by default DATASET-NAME with the NAME that the run's
-    recipe uses, else the only one of the dataset. Features are kept in the run. Returns {dataset:
-    scores}, and puts them into the run's transfer.json.
+    recipe uses, else the only one of the dataset. A student that reads texts by itself reads the
+    prompt file of the dataset's name, of which the set is NAME, else plain; no cache has a part.
+    Features are kept in the run. Returns {dataset: scores}, and puts them into the run's
+    transfer.json.
     """
     run = RunDir(run_path)
     recipe = recipe_from(run.read_recipe(), where=f"{run_path}/recipe.yaml")
     spec = chosen_probes(probe_options(recipe.probes, overrides), probes)
     where, store = runtime.pick_device(device), FeatureStore(run.features_path)
     scoring = Scoring(spec, probes is not None, store, where, workers)
-    cache = _cache_of(cache_path, run.read_origin())
+    reads = reads_texts(recipe.student)
+    if reads and cache_path is not None:
+        raise ProbeError(f"{run_path} reads texts by itself, in its own space: leave --cache out")
+    cache = None if reads else _cache_of(cache_path, run.read_origin())
     own = recipe.prompts.zeroshot if recipe.prompts else None
     shards = {name: find_shards(patterns) for name, patterns in datasets.items()}
     encoders = {name: run_encoder(run, name, where) for name in WEIGHTS}
     scores: dict[str, Scores] = {}
     for dataset, found in shards.items():
         splits = _read(dataset, found, spec, tell)
-        texts = _texts_for(dataset, cache, zeroshot, own)
+        texts = Texts()
+        if not reads:
+            texts = _texts_for(dataset, cache, zeroshot, own)
+        elif "anchors" in looked_at(spec):
+            texts = _own_texts_for(dataset, found, zeroshot, own)
         results, labels_N = _scored(encoders, splits, texts, scoring)
         scores[dataset] = as_scores(results, labels_N)
         run.write_transfer(dataset, scores[dataset], as_details(results))
@@ -225,12 +235,10 @@ def _context(
 
 def _anchors(name: str, encoder: Encoder, texts: Texts) -> tuple[Anchors | None, str]:
     """Return anchors in an encoder's space, or why there are none."""
-    if texts.prompts is not None and encoder.teacher is not None:
-        spec = encoder.teacher.spec
-        told = {"teacher": encoder.identity["teacher"], "batch": {"threads": spec.threads}}
-        return embed_anchors(encoder.teacher, told, texts.prompts), ""
+    if texts.prompts is not None and encoder.read is not None:
+        return encoder.read(texts.prompts), ""
     if texts.cache is None or texts.zeroshot is None:
-        tower = "" if encoder.teacher is not None else f"{name} has no text tower; "
+        tower = "" if encoder.read is not None else f"{name} has no text tower; "
         return None, f"{_NO_ANCHORS}{tower}{texts.why}"
     manifest = read_manifest(texts.cache)
     if encoder.space != known_teacher(manifest):
@@ -269,6 +277,20 @@ def _cache_of(path: Path | None, origin: Mapping[str, Any]) -> Path | None:
     found = Path(origin["cache_path"]) if path is None else path
     check_teacher_of(found, read_manifest(found), origin["teacher"])
     return found
+
+
+def _own_texts_for(
+    dataset: str, shards: Sequence[Shard], asked: str | None, usual: str | None
+) -> Texts:
+    """Choose a set of the prompt file of a dataset's name, if there is one; raises DataError."""
+    try:
+        prompts = load_prompts(dataset)
+    except DataError as error:
+        return Texts(why=str(error))
+    check_class_order(prompts, shards)
+    name = usual if usual in prompts.prompt_sets else _PLAIN
+    chosen = name if asked is None else asked.removeprefix(f"{dataset}-")
+    return Texts(prompts=prompt_set(prompts, chosen))
 
 
 def _texts_for(dataset: str, cache: Path | None, asked: str | None, usual: str | None) -> Texts:

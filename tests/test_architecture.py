@@ -93,7 +93,7 @@ LEVELS = (
     {"transfer", "trials", "sweep_table"},
     {"sweep"},
     {"glue.tasks", "glue.encoder"},
-    {"glue.reading", "glue.choices"},
+    {"glue.reading", "glue.choices", "glue.run"},
     {"glue.scores", "glue.tokens"},
     {"glue.finetune"},
     {"glue.benchmark"},

@@ -3,27 +3,36 @@
 import json
 import logging
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.cache.reader import TargetCache
+from pipeline.contracts import TokenBatch
 from pipeline.decode import DecodePolicy
 from pipeline.encoders import PlainOptions
-from pipeline.errors import CacheMismatchError, ProbeError, ShardError
+from pipeline.errors import CacheMismatchError, DataError, ProbeError, ShardError
 from pipeline.evaluate import Scores
 from pipeline.features import teacher_features
 from pipeline.labelled import EvalView, read_splits, rendered_rows
 from pipeline.probes import PROBES, ProbeOptions
 from pipeline.probes.contract import Probe, Subject
+from pipeline.prompt_file import load_prompts
 from pipeline.prompts import load_sets
-from pipeline.rundir import RunDir
+from pipeline.recipe import load_recipe, recipe_from
+from pipeline.rundir import WEIGHTS, RunDir
 from pipeline.schedule import EVAL, EvalSchedule
 from pipeline.shards import find_shards, write_shards
+from pipeline.shared.reader import TextReader, text_reader
+from pipeline.shared.student import SharedStudent
+from pipeline.stage_two import rebuild_student
 from pipeline.texts import add_anchors
 from pipeline.transfer import Texts, own_prompts, probe_encoders, probe_on
+from tests.conftest import Invoke
 from tests.inputs import PROMPTS, build, labelled_samples, make_teacher
 from tests.runs import alone, probe, small_recipe, train
 
@@ -49,6 +58,21 @@ def run(
 @pytest.fixture
 def run_copy(run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(run, tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def shared_run(
+    tmp_path_factory: pytest.TempPathFactory,
+    vision_cache: Path,
+    captioned_shards: Path,
+    shared_recipe: Path,
+) -> Path:
+    """A trained run of a model of images and texts, not yet scored."""
+    folder = tmp_path_factory.mktemp("transfer")
+    with alone(folder / "scratch"):
+        recipe = load_recipe(str(shared_recipe))
+        train(recipe, vision_cache, captioned_shards, folder / "shared")
+    return folder / "shared"
 
 
 @pytest.fixture(scope="module")
@@ -258,6 +282,158 @@ class TestOtherDatasets:
         cache = build(tmp_path / "other", shards_dir, recipe_file, override)
         with pytest.raises(CacheMismatchError, match="of another teacher than the run's"):
             probe_on(run_copy, {"x": [str(shards_dir)]}, cache_path=cache, device="cpu")
+
+
+class TestRunsThatReadTexts:
+    """Their class texts go through their own text encoder, into their own space."""
+
+    @pytest.fixture
+    def shared_copy(self, shared_run: Path, tmp_path: Path) -> Path:
+        return Path(shutil.copytree(shared_run, tmp_path / "run"))
+
+    def confusion(self, run: Path) -> list[Any]:
+        told = json.loads((run / "transfer-details.json").read_text(encoding="utf-8"))
+        return [told["digits"][name]["zeroshot"]["confusion"] for name in WEIGHTS]
+
+    def zeroshot(self, run: Path, shards: Path, **more: Any) -> Scores:
+        asked: dict[str, Any] = {"probes": ["zeroshot"], "device": "cpu", **more}
+        return probe_on(run, {"digits": [str(shards)]}, **asked)["digits"]
+
+    def test_are_scored_on_a_known_dataset_by_its_prompt_file(
+        self, shared_copy: Path, other_shards: Path
+    ) -> None:
+        found = self.zeroshot(shared_copy, other_shards)
+        assert list(found) == ["student", "student_raw", "chance"]
+        for name, zeroshot in self.expected(shared_copy, other_shards, "plain").items():
+            assert found[name]["zeroshot"]["top1"] == zeroshot
+
+    def expected(self, run: Path, shards: Path, prompts: str) -> dict[str, float]:
+        """Return zero-shot accuracies of test, each text and image embedded by itself."""
+        recipe = recipe_from(RunDir(run).read_recipe(), where="run")
+        reader = text_reader(recipe.student.shared)
+        (chosen,) = load_sets("digits", [prompts])
+        split = read_splits(find_shards([str(shards)]), dataset="x")["test"]
+        (batch,) = rendered_rows(split, EvalView(32, EvalSchedule(), DecodePolicy()))
+        found = {}
+        for name in WEIGHTS:
+            student = rebuild_student(RunDir(run), recipe).eval()
+            assert isinstance(student, SharedStudent)
+            student.load_state_dict(RunDir(run).load_weights(name))
+            with torch.inference_mode():
+                image_ND = torch.cat(
+                    [student(view[None]).embedding_BD for view in batch.views_B3SS]
+                )
+                mean_AD = [
+                    torch.cat([student.embed_texts(read(reader, text)) for text in texts]).mean(0)
+                    for texts in chosen.texts
+                ]
+            anchors_AD = torch.nn.functional.normalize(torch.stack(mean_AD), dim=-1)
+            found[name] = float(((image_ND @ anchors_AD.T).argmax(1).numpy() == LABELS).mean())
+        return found
+
+    def test_see_each_image_once_and_read_texts_without_dropout(
+        self, shared_copy: Path, other_shards: Path
+    ) -> None:
+        seen, modes = Counter[str](), set[bool]()
+
+        def look(module: torch.nn.Module, given: tuple[Any, ...]) -> None:
+            seen[type(module).__name__] += len(given[0]) if given else 0
+            modes.add(module.training)
+
+        hook = torch.nn.modules.module.register_module_forward_pre_hook(look)
+        self.zeroshot(shared_copy, other_shards, probes=["zeroshot", "linear"])
+        hook.remove()
+        # By EMA and raw weights; a student sees one more, blank, as it is built.
+        assert seen["PatchEmbed"] == 2 * (21 + 10 + 1)
+        assert seen["TextEncoder"] == 2 * 10
+        assert modes == {False}
+
+    def test_take_the_set_of_the_recipe_if_the_file_has_it_else_the_plain_one(
+        self, shared_copy: Path, other_shards: Path
+    ) -> None:
+        file = shared_copy / "recipe.yaml"
+        told = file.read_text(encoding="utf-8")
+        found = {}
+        for name in ("plain", "cpa", "of-mine"):
+            file.write_text(told.replace("zeroshot: plain", f"zeroshot: {name}"), encoding="utf-8")
+            self.zeroshot(shared_copy, other_shards)
+            found[name] = self.confusion(shared_copy)
+        assert found["plain"] == found["of-mine"] != found["cpa"]
+        for asked in ("digits-cpa", "cpa"):
+            self.zeroshot(shared_copy, other_shards, zeroshot=asked)
+            assert self.confusion(shared_copy) == found["cpa"]
+        with pytest.raises(DataError, match=r"prompts for digits have no set 'cqa': did you mean"):
+            self.zeroshot(shared_copy, other_shards, zeroshot="cqa")
+
+    def test_are_refused_zero_shot_by_name_on_a_dataset_without_a_prompt_file(
+        self, shared_copy: Path, other_shards: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        datasets = {"digitz": [str(other_shards)]}
+        reason = "in the encoder's space: no prompt file 'digitz': did you mean 'digits'"
+        found = probe_on(shared_copy, datasets, device="cpu")["digitz"]
+        assert list(found["student"]) == ["linear"]
+        assert reason in caplog.text
+        with pytest.raises(ProbeError, match=reason):
+            probe_on(shared_copy, datasets, probes=["zeroshot"], device="cpu")
+
+    def test_need_no_cache_and_take_none(
+        self, shared_copy: Path, other_shards: Path, vision_cache: Path
+    ) -> None:
+        first = self.zeroshot(shared_copy, other_shards)
+        origin = json.loads((shared_copy / "run.json").read_text(encoding="utf-8"))
+        origin["cache_path"] = "/nowhere"
+        (shared_copy / "run.json").write_text(json.dumps(origin), encoding="utf-8")
+        assert self.zeroshot(shared_copy, other_shards) == first
+        with pytest.raises(ProbeError, match="in its own space: leave --cache out"):
+            self.zeroshot(shared_copy, other_shards, cache_path=vision_cache)
+
+    def test_of_another_class_order_are_refused_if_texts_are_read(
+        self, shared_copy: Path, other_shards: Path, tmp_path: Path
+    ) -> None:
+        shards = Path(shutil.copytree(other_shards, tmp_path / "shards"))
+        names = [item.name for item in load_prompts("digits").classes]
+        (shards / "classes.txt").write_text("\n".join(names[::-1]), encoding="utf-8")
+        with pytest.raises(DataError, match="have the same classes in another order"):
+            self.zeroshot(shared_copy, shards)
+        assert self.zeroshot(shared_copy, shards, probes=["linear"])["student"]["linear"]
+
+    def test_as_an_encoder_read_the_prompts_that_are_given(
+        self, shared_copy: Path, other_shards: Path, beamclip: Invoke
+    ) -> None:
+        words = ("probe", "--encoder", shared_copy, "--shards", other_shards, "--device", "cpu")
+        done = beamclip(*words, "--prompts", "digits", "--prompt-set", "cpa", "--json")
+        assert done.code == 0, done.err
+        scores = json.loads(done.out)[str(shared_copy)]
+        assert (
+            scores["zeroshot"]["top1"] == self.expected(shared_copy, other_shards, "cpa")["student"]
+        )
+        on = self.zeroshot(shared_copy, other_shards, zeroshot="cpa")["student"]
+        assert scores["zeroshot"] == on["zeroshot"]
+        without = beamclip(*words, "--probes", "zeroshot")
+        assert without.code == 1
+        assert "in the encoder's space: give --prompts and --prompt-set, or" in without.err
+
+    def test_are_told_of_class_texts_that_are_cut(
+        self,
+        shared_copy: Path,
+        shards_dir: Path,
+        shared_recipe: Path,
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        texts = prompts_of(shared_recipe, shards_dir)
+        scored(shared_copy, shards_dir, texts, ProbeOptions(run=("zeroshot",)))
+        assert "are cut" not in caplog.text
+        long = "\n".join([PROMPTS.rstrip(), f"  long: ['{{label}}{' in words' * 20}']", ""])
+        (tmp_path / "long.yaml").write_text(long, encoding="utf-8")
+        shards = find_shards([str(shards_dir)])
+        texts = Texts(prompts=own_prompts(str(tmp_path / "long.yaml"), "long", shards))
+        scored(shared_copy, shards_dir, texts, ProbeOptions(run=("zeroshot",)))
+        assert "shapes-long: 3 of 3 texts are longer than the 16 tokens that" in caplog.text
+
+
+def read(reader: TextReader, text: str) -> TokenBatch:
+    return reader.batch(reader.tokenise([text]))
 
 
 class TestShards:

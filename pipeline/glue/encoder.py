@@ -3,8 +3,7 @@
 Shape letters: B batch, L places of a text, E width.
 """
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.checkpoints import tensors_sha256
-from pipeline.errors import LibraryError, ProbeError
+from pipeline.errors import ProbeError
 from pipeline.hub import offline_if_unreachable
+from pipeline.shared.files import unloadable
+from pipeline.shared.library import load_library, quiet
 
 # Their first positions are never used: they begin to count after the padding's.
 _COUNT_AFTER_PADDING = {"roberta", "xlm-roberta", "camembert"}
@@ -59,55 +60,23 @@ def load_text(name: str) -> LoadedText:
     """Load a text encoder by transformers from a folder, or by its name on the hub.
 
     No code of the folder is run, and no weight is random: only a pooler may lack. Raises
-    LibraryError without transformers, ProbeError for what cannot be loaded or has no CLS.
+    LibraryError without transformers, StudentError for what cannot be loaded, ProbeError for what
+    lacks weights or has no CLS.
     """
-    try:
-        import transformers
-    except ImportError:
-        raise LibraryError(
-            "beamclip glue loads text encoders by transformers, which is not installed: pip install"
-            " 'beamclip[shared]'"
-        ) from None
+    transformers = load_library()
     if not Path(name).is_dir():
         offline_if_unreachable()
     try:
-        with _quiet():
+        with quiet():
             tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
             model, found = transformers.AutoModel.from_pretrained(
                 name, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
             )
     except Exception as error:  # the hub's, torch's and safetensors' errors share no root
-        raise _unloadable(name, error) from None
+        raise unloadable(name, error) from None
     _check(name, model, tokenizer, found["missing_keys"])
     lineage = {"name": name, "sha256": tensors_sha256(model.state_dict())}
     return LoadedText(_HubEncoder(model, tokenizer.pad_token_id), tokenizer, lineage)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the library's bars and reports off the terminal: what they say is checked here."""
-    from transformers import utils
-
-    logging: Any = utils.logging  # half of it has no types
-    level, barred = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if barred:
-            logging.enable_progress_bar()
-
-
-def _unloadable(name: str, error: Exception) -> ProbeError:
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    where = "holds no text encoder that" if Path(name).is_dir() else "is no folder, and not a name"
-    return ProbeError(
-        f"text encoder {name!r} {where} transformers can load here ({type(error).__name__}: "
-        f"{first}): expected a folder with config.json, weights and tokenizer.json, or a name on "
-        "the hub; without a network, only what was downloaded before can be named"
-    )
 
 
 def _check(name: str, model: Any, tokenizer: Any, missing: Any) -> None:
@@ -121,6 +90,18 @@ def _check(name: str, model: Any, tokenizer: Any, missing: Any) -> None:
         raise ProbeError(f"{name!r} is an encoder with a decoder; expected an encoder, as BERT")
     if tokenizer.cls_token_id is None or tokenizer.pad_token_id is None:
         raise ProbeError(f"the tokenizer of {name!r} has no CLS or no padding; expected BERT's kin")
+    check_pairs(name, tokenizer)
+
+
+def check_pairs(name: object, tokenizer: Tokenizer) -> None:
+    """Raise ProbeError unless a pair begins with CLS and has a mark after each of its texts."""
+    marks: list[int] = tokenizer([""], [""])["input_ids"][0]
+    if len(marks) < 3 or marks[0] != tokenizer.cls_token_id:
+        raise ProbeError(
+            f"the tokenizer of {name} puts {len(marks)} marks around a pair of texts; expected "
+            "CLS before it and a mark after each text, as of BERT: its tokenizer.json must say so "
+            "of pairs (post_processor)"
+        )
 
 
 class _HubEncoder(nn.Module):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.errors import LibraryError, ProbeError
+from pipeline.errors import BeamclipError, LibraryError, ProbeError, StudentError
 from pipeline.glue.encoder import LoadedText, load_text
 from pipeline.glue.reading import Examples
 from pipeline.glue.tokens import tokenize
@@ -57,17 +57,17 @@ def test_texts_are_cut_at_the_encoders_own_bound(text: LoadedText) -> None:
     assert tokens.truncated == 1
 
 
-def refusal(name: object) -> str:
-    with pytest.raises(ProbeError) as caught:
+def refusal(name: object, kind: type[BeamclipError] = StudentError) -> str:
+    with pytest.raises(kind) as caught:
         load_text(str(name))
     return str(caught.value)
 
 
 def test_what_is_not_there_is_told_without_a_network(tmp_path: Path) -> None:
     message = refusal("no-such/encoder")
-    assert "'no-such/encoder' is no folder, and not a name" in message
-    assert "without a network" in message
-    assert "holds no text encoder" in refusal(tmp_path)
+    assert "cannot load text encoder no-such/encoder: " in message
+    assert "in the hub's local cache or the hub reachable" in message
+    assert "expected a folder that transformers wrote" in refusal(tmp_path)
 
 
 def test_weights_that_lack_a_layer_are_refused(tmp_path: Path) -> None:
@@ -78,7 +78,15 @@ def test_weights_that_lack_a_layer_are_refused(tmp_path: Path) -> None:
     load_text(str(folder))
     less = {k: v for k, v in without_pooler.items() if "layer.1." not in k}
     save_file(less, folder / "model.safetensors", metadata={"format": "pt"})
-    assert "lack 16 tensors (encoder.layer.1." in refusal(folder)
+    assert "lack 16 tensors (encoder.layer.1." in refusal(folder, ProbeError)
+
+
+def test_a_tokenizer_that_marks_no_pairs_is_refused(tmp_path: Path) -> None:
+    file = tiny_bert(tmp_path / "bert") / "tokenizer.json"
+    told = json.loads(file.read_text(encoding="utf-8"))
+    told["post_processor"]["pair"] = [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"]
+    file.write_text(json.dumps(told), encoding="utf-8")
+    assert "puts 0 marks around a pair of texts" in refusal(file.parent, ProbeError)
 
 
 def test_no_code_of_a_folder_is_run(tmp_path: Path) -> None:
