@@ -38,9 +38,16 @@ if TYPE_CHECKING:
 @click.option("--probes", metavar="A,B", help="[default: those of the recipe that can be run]")
 @click.option("--recipe", help="With --encoder: whose probes and prompts are used.")
 @set_option
-@click.option("--zeroshot", metavar="NAME", help="A prompt set of the cache.  [default: the run's]")
+@click.option(
+    "--zeroshot",
+    metavar="NAME",
+    help="A prompt set of the cache; with --on, of a run that reads texts, one of the dataset's "
+    "prompt file.  [default: the run's]",
+)
 @click.option("--captions", metavar="NAME", help="Captions of the cache.  [default: the only ones]")
-@click.option("--prompts", metavar="FILE", help="With --encoder: class texts for its text tower.")
+@click.option(
+    "--prompts", metavar="FILE", help="With --encoder: class texts for its own text encoder."
+)
 @click.option("--prompt-set", metavar="NAME", help="Which set of --prompts.")
 @click.option(
     "--model", metavar="NAME[@PX]", help="Of what an --encoder that is a file is weights."
