@@ -19,7 +19,7 @@ from pipeline.held_out import HeldOut, held_out_slice
 from pipeline.losses import LossSum, Sizes, resolve_tau
 from pipeline.price import Price
 from pipeline.ranks import ALONE, Ranks, joined, ranks_of_environment
-from pipeline.reading import TEXT_FOLDER, kept_text, reader_of, texts_of
+from pipeline.reading import TEXT_FOLDER, kept_text, learns_pairs, reader_of, texts_of
 from pipeline.recipe import Recipe
 from pipeline.recipe_cache import known_teacher, open_cache, open_further, prompt_sets
 from pipeline.rundir import RunDir
@@ -186,7 +186,7 @@ def open_setting(
         num_views=recipe.views,
         seed=recipe.training.seed,
         others=[other for other, _ in further],
-        texts=None if reader is None else texts_of(cache, reader),
+        texts=texts_of(cache, reader) if reader is not None and learns_pairs(recipe) else None,
         leave_out_N=None if held_out is None else held_out.leave_out_N,
         window=window_shards(recipe, shards),
         workers=_workers(loading, cache, ranks),
