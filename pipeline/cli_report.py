@@ -5,12 +5,13 @@ from pathlib import Path
 import click
 
 from pipeline.cli_options import PATH, device_option, emit, json_option
+from pipeline.cli_price import asked_price, price_options
 
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=PATH, metavar="RUN..")
 @click.option("--out", type=PATH, required=True, help="The HTML file.")
-@click.option("--markdown", type=PATH, help="Write the score table as Markdown, too.")
+@click.option("--markdown", type=PATH, help="Write scores and cost as Markdown, too.")
 @click.option("--csv", type=PATH, help="Write every score as CSV, too.")
 @click.option(
     "--prompt",
@@ -28,6 +29,9 @@ from pipeline.cli_options import PATH, device_option, emit, json_option
     help="The source document's tables: those with a row of ours, or all.",
 )
 @click.option("--no-images", is_flag=True, help="Run no student: scores and curves alone.")
+@price_options(
+    "Of an hour of all machines that trained a run together.  [default: what each run records]"
+)
 @click.option("--workers", default=0, show_default=True, type=click.IntRange(0), help="Loaders.")
 @device_option
 @json_option
@@ -39,6 +43,8 @@ def report(
     prompts: tuple[str, ...],
     tables: str,
     no_images: bool,
+    price_per_hour: float | None,
+    currency: str | None,
     workers: int,
     device: str,
     as_json: bool,
@@ -53,6 +59,7 @@ def report(
 
     if no_images and prompts:
         raise click.UsageError("--prompt shows images: leave out --no-images")
+    price = asked_price(price_per_hour, currency)
     spec = ReportOptions(
         images=not no_images,
         prompts=prompts,
@@ -60,7 +67,7 @@ def report(
         device=device,
         workers=workers,
     )
-    found = write_report(runs, out, markdown=markdown, csv=csv, spec=spec)
+    found = write_report(runs, out, markdown=markdown, csv=csv, spec=spec, price=price)
     emit(
         found,
         as_json,

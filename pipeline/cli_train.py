@@ -15,6 +15,7 @@ from pipeline.cli_options import (
     set_option,
     shards_option,
 )
+from pipeline.cli_price import asked_price, price_options
 
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
@@ -59,6 +60,10 @@ if TYPE_CHECKING:
 @click.option("--unchecked", is_flag=True, help="Do not hold images against their digests.")
 @click.option("--online", is_flag=True, help="Ask the live teacher for targets, for comparison.")
 @click.option("--tensorboard", is_flag=True, help="Write RUN/tensorboard too.")
+@price_options(
+    "Of an hour of all machines, of every rank together: recorded in the run, and told as money at "
+    "the end."
+)
 @device_option
 @json_option
 def train_student(
@@ -75,12 +80,16 @@ def train_student(
     unchecked: bool,
     online: bool,
     tensorboard: bool,
+    price_per_hour: float | None,
+    currency: str | None,
     device: str,
     as_json: bool,
 ) -> None:
     """Stage two: train students from the cache. No teacher is loaded.
 
-    Under torchrun, each process is a rank; training.batch_size is of all of them together.
+    Under torchrun, each process is a rank; training.batch_size is of all of them together. Hours
+    are of training steps, without start-up, held-out scoring and checkpoints; of several students,
+    which share a stream, each has those of all.
     """
     from pipeline import stage_two
     from pipeline.logbook import TensorBoard
@@ -88,6 +97,7 @@ def train_student(
     from pipeline.recipe import load_recipe
     from pipeline.shards import find_shards
 
+    price = asked_price(price_per_hour, currency)
     loaded = load_recipe(recipe, overrides)
     runs = _runs(loaded, model, run_path)
     live = None
@@ -106,17 +116,49 @@ def train_student(
         generation=generation,
         on_epoch=TensorBoard() if tensorboard else None,
         live=live,
+        price=price,
     )
     if ranks_of_environment().leads:
-        found = [{"run": str(path), **metrics[path]} for path in runs]
+        found = [
+            {"run": str(path), **metrics[path], **_spent(path, own)} for path, own in runs.items()
+        ]
         names = {str(path): own.student.model for path, own in runs.items()}
         emit(
             found[0] if len(found) == 1 else {"runs": found},
             as_json,
             lambda _: "\n".join(
-                f"{names[m['run']]} trained in {m['run']}: loss {m['loss']:.4f}" for m in found
+                f"{names[m['run']]} trained in {m['run']}: loss {m['loss']:.4f}{_told(m)}"
+                for m in found
             ),
         )
+
+
+def _spent(path: Path, recipe: "Recipe") -> dict[str, Any]:
+    """Return a run's hours, and with a price what they cost."""
+    from pipeline.price import price_of, training_hours
+    from pipeline.rundir import RunDir
+
+    run = RunDir(path)
+    hours = training_hours(run.read_metrics(), recipe.training.batch_size)
+    price = price_of(run.read_origin())
+    if hours is None or price is None:
+        return {"hours": hours}
+    return {
+        "hours": hours,
+        "price": {"per_hour": price.per_hour, "currency": price.currency},
+        "cost": price.of(hours),
+    }
+
+
+def _told(metrics: dict[str, Any]) -> str:
+    """Say a run's hours, and with a price what they cost."""
+    from pipeline.price import Price, span
+
+    hours = metrics["hours"]
+    if hours is None:
+        return ""
+    money = f", {Price(**metrics['price']).words(hours)}" if "price" in metrics else ""
+    return f"; {span(hours)}{money}"
 
 
 def _runs(recipe: "Recipe", models: str | None, folder: Path) -> "dict[Path, Recipe]":

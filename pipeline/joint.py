@@ -45,7 +45,8 @@ def over_ranks(joint: Joint, ranks: Ranks, device: torch.device) -> nn.Module:
     return DistributedDataParallel(
         joint,
         device_ids=[device.index or 0] if on_gpu else None,
-        find_unused_parameters=not joint.losses.uses_embedding,  # then the projection has none
+        # Then a projection has no gradient, nor has what reads texts, nor a shared encoder.
+        find_unused_parameters=not joint.losses.uses_embedding,
     )
 
 

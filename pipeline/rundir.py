@@ -1,8 +1,9 @@
 """A run folder: everything that one training leaves on disk, each file whole or absent.
 
 recipe.yaml        the resolved recipe
-run.json           what it was made from: cache generation and digest, first weights, versions
-metrics.jsonl      one line per epoch
+run.json           what it was made from: cache generation and digest, first weights, versions; and
+                   the price of an hour, if one was given
+metrics.jsonl      one line per epoch; `seconds` is the time of its training steps
 checkpoint-*.pt    the last two states, to go on from
 student.safetensors, student_raw.safetensors   the EMA and the raw weights; written last
 probe.json         scores: {encoder: {probe: {score: value}}}
@@ -57,7 +58,11 @@ class RunDir:
             yield
 
     def begin(self, recipe: Mapping[str, Any], origin: Mapping[str, Any], *, resume: bool) -> None:
-        """Start a run, or take one up again; raises RunError rather than mix two runs."""
+        """Start a run, or take one up again; raises RunError rather than mix two runs.
+
+        Of a run that is taken up, a `price` of the origin takes the place of the recorded one; all
+        else that is recorded stays.
+        """
         import yaml
 
         if self.is_begun():
@@ -65,8 +70,9 @@ class RunDir:
                 raise RunError(
                     f"{self.path} already holds a run; go on with --resume, or name another --run"
                 )
+            before = self.read_origin()
             changed = differences(self.read_recipe(), recipe)
-            changed += differences(_bound(self.read_origin()), _bound(origin))
+            changed += differences(_bound(before), _bound(origin))
             if changed:
                 rows = [
                     f"  {field}: run has {old!r}, asked for {new!r}" for field, old, new in changed
@@ -77,8 +83,10 @@ class RunDir:
                 raise RunError("\n".join([head, *rows]))
             for left_behind in self.path.glob(".*.tmp"):  # by a run that was killed
                 left_behind.unlink()
+            if origin.get("price", before.get("price")) != before.get("price"):
+                self._write_origin({**before, "price": origin["price"]})
             return
-        durable.write_json(self.path / "run.json", {"version": VERSION, **origin})
+        self._write_origin(origin)
         durable.write_text(self.path / "recipe.yaml", yaml.safe_dump(dict(recipe), sort_keys=False))
 
     def read_recipe(self) -> dict[str, Any]:
@@ -108,6 +116,14 @@ class RunDir:
                 "release that trained it, or train anew"
             )
         return origin
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Return the metrics of every finished epoch; raises RunError if they are lost."""
+        path = self.path / "metrics.jsonl"
+        try:
+            return [dict(json.loads(line)) for line in path.read_text("utf-8").splitlines()]
+        except (OSError, TypeError, ValueError) as error:
+            raise _damaged(path, error) from None
 
     def last_metrics(self) -> dict[str, Any]:
         """Return the metrics of the last finished epoch; raises RunError if they are lost."""
@@ -205,6 +221,9 @@ class RunDir:
     def features_path(self) -> Path:
         """Where the student's features are kept."""
         return self.path / "features"
+
+    def _write_origin(self, origin: Mapping[str, Any]) -> None:
+        durable.write_json(self.path / "run.json", {"version": VERSION, **origin})
 
     def _checkpoints(self) -> list[Path]:
         return sorted(self.path.glob("checkpoint-*.pt"))

@@ -3,7 +3,7 @@
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from pipeline.cache.reader import Anchors, TargetCache
 from pipeline.errors import RecipeError
 from pipeline.held_out import HeldOut, held_out_slice
 from pipeline.losses import LossSum, Sizes, resolve_tau
+from pipeline.price import Price
 from pipeline.ranks import ALONE, Ranks, joined, ranks_of_environment
-from pipeline.reading import TEXT_FOLDER, kept_text, reader_of, texts_of
+from pipeline.reading import TEXT_FOLDER, kept_text, learns_pairs, reader_of, texts_of
 from pipeline.recipe import Recipe
 from pipeline.recipe_cache import known_teacher, open_cache, open_further, prompt_sets
 from pipeline.rundir import RunDir
@@ -70,6 +71,7 @@ def train(
     generation: int | None = None,
     on_epoch: EpochListener | None = None,
     live: LiveTargets | None = None,
+    price: Price | None = None,
 ) -> dict[Path, dict[str, Any]]:
     """Train students from one stream of batches; return each run's last metrics.
 
@@ -77,9 +79,10 @@ def train(
     alone; a path stands for one of `recipe` itself. caches: the teacher's, then those of further
     teachers. generation: of the first cache; by default the one that a resumed run was begun with,
     else the newest. live: puts other targets in place of the cached ones, given views of the
-    teacher's size too. Runs that are finished are left as they are. Raises CacheMismatchError if a
-    cache was made by another recipe or from other shards, RunError if a run folder holds another
-    run or is being trained, StudentError, CacheError or ShardError.
+    teacher's size too. price: of an hour, for the record; of runs that are taken up, in place of
+    what they have. Runs that are finished are otherwise left as they are. Raises
+    CacheMismatchError if a cache was made by another recipe or from other shards, RunError if a run
+    folder holds another run or is being trained, StudentError, CacheError or ShardError.
     """
     runs = {runs: recipe} if isinstance(runs, Path) else runs
     folders = {RunDir(path): own for path, own in runs.items()}
@@ -97,7 +100,8 @@ def train(
             if not run.is_finished()
         ]
         if ranks.leads:
-            begun = _begun(folders, trainees, setting, resume=resume, live=live is not None)
+            told = {} if price is None else {"price": asdict(price)}
+            begun = _begun(folders, trainees, setting, told, resume=resume, live=live is not None)
             stack.enter_context(begun)
         ranks.meet()
         trainees = [trainee for trainee in trainees if not trainee.run.is_finished()]
@@ -122,18 +126,22 @@ def _begun(
     runs: Mapping[RunDir, Recipe],
     trainees: Sequence[Trainee],
     setting: Setting,
+    told: Mapping[str, Any],
     *,
     resume: bool,
     live: bool,
 ) -> Iterator[None]:
-    """Begin the runs or take them up again, and hold them as long as the block runs."""
+    """Begin the runs or take them up again, and hold them as long as the block runs.
+
+    told: what their origins record besides.
+    """
     inits = {trainee.run: trainee.student.started_from for trainee in trainees}
     with ExitStack() as stack:
         for run, own in runs.items():
             stack.enter_context(run.exclusive())
             # What is finished needs its first weights no more.
             init = inits[run] if run in inits else run.read_origin().get("init")
-            origin = {**_origin(setting, own, live), "init": init}
+            origin = {**_origin(setting, own, live), "init": init, **told}
             run.begin(own.resolved(), origin, resume=resume)
             if setting.reader is not None:
                 setting.reader.save(run.path / TEXT_FOLDER)
@@ -178,7 +186,7 @@ def open_setting(
         num_views=recipe.views,
         seed=recipe.training.seed,
         others=[other for other, _ in further],
-        texts=None if reader is None else texts_of(cache, reader),
+        texts=texts_of(cache, reader) if reader is not None and learns_pairs(recipe) else None,
         leave_out_N=None if held_out is None else held_out.leave_out_N,
         window=window_shards(recipe, shards),
         workers=_workers(loading, cache, ranks),

@@ -43,13 +43,14 @@ class Sums:
             self.values[name] = self.values.get(name, 0.0) + value * samples
 
     def line(self, epoch: int, step: int, learning_rate: float) -> dict[str, Any]:
-        """Return the epoch's metrics."""
+        """Return the epoch's metrics; `seconds`: of its steps, waiting for data among them."""
         means = {name: value / self.samples for name, value in self.values.items()}
         return {
             "epoch": epoch,
             "step": step,
             **means,
             "learning_rate": learning_rate,
+            "seconds": round(self.seconds, 3),
             "images_per_second": round(self.samples / max(self.seconds, 1e-9), 1),
             "data_wait_share": round(self.wait_seconds / max(self.seconds, 1e-9), 4),
         }

@@ -15,9 +15,9 @@ PACKAGE = ROOT / "pipeline"
 # Each module may import only from lower levels, lazily or not.
 LEVELS = (
     {"errors"},
-    {"options", "contracts", "durable", "storage", "yamlfile", "audit.findings", "ranks"}
+    {"options", "contracts", "durable", "storage", "yamlfile", "audit.findings", "ranks", "price"}
     | {"shared.library", "text_vocabulary"},
-    {"tar", "patterns", "bank", "cluster", "dispatch", "cli_options"}
+    {"tar", "patterns", "bank", "cluster", "dispatch", "cli_options", "cli_price"}
     | {"hub", "checkpoints", "fitting", "stems", "jpegs", "teacher.contract", "teacher.folder"}
     | {"shared.contract", "shared.block"},
     {"backbones", "teacher.clip"},

@@ -30,7 +30,7 @@ from tests.runs import train as train_by_recipe
 
 CPU = torch.device("cpu")
 PX = 32
-TIMING = {"images_per_second", "data_wait_share"}
+TIMING = {"seconds", "images_per_second", "data_wait_share"}
 LOSSES = {"csm_ce": {}, "entmin": {}, "ism": {"weight": 10}}
 
 
@@ -268,6 +268,8 @@ class TestRun:
             terms = line["csm_ce"] + line["entmin"] + 10 * line["ism"]
             assert line["loss"] == pytest.approx(terms, rel=1e-5)
             assert line["images_per_second"] > 0
+            samples = 3 * 8  # steps of the epoch, samples of each
+            assert line["seconds"] * line["images_per_second"] == pytest.approx(samples, rel=0.05)
             assert 0 <= line["data_wait_share"] <= 1
 
     def test_saves_the_average_beside_the_raw_weights(self, bench: Bench) -> None:

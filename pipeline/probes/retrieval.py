@@ -19,6 +19,7 @@ from pipeline.probes.nearness import normalised, products, rank_of, top
 
 _AT = (1, 5, 10)
 _SHOWN = 5  # images of each class prompt
+_DRAWS = 5  # of a caption of each image, for the average median rank
 
 
 @options
@@ -26,14 +27,22 @@ class RetrievalOptions:
     """captions_per_image: all of them, or the first so many of each image.
 
     COCO's test images have 5 to 7: papers take all 25,010, or the first 5 of each.
+    rank_images: the average median rank is taken among so many images (the document: 1000 of COCO,
+    5 times), not at all if null. rank_folds: of so many such sets of images.
     """
 
     captions_per_image: Literal["all"] | int = "all"
+    rank_images: int | None = None
+    rank_folds: int = 5
 
     def __post_init__(self) -> None:
         limit = self.captions_per_image
         if isinstance(limit, int) and limit < 1:
             raise ValueError(f"captions_per_image is all or at least 1, not {limit}")
+        if self.rank_images is not None and self.rank_images < 2:
+            raise ValueError(f"rank_images is at least 2, or null, not {self.rank_images}")
+        if self.rank_folds < 1:
+            raise ValueError(f"rank_folds is at least 1, not {self.rank_folds}")
 
 
 def run(subject: Subject, spec: RetrievalOptions) -> Result:
@@ -42,11 +51,13 @@ def run(subject: Subject, spec: RetrievalOptions) -> Result:
     With captions, scores image_to_text_r1, _r5, _r10 (the share of queries that have any of their
     own among the first k: a hit rate, as CLIP's papers report it, not recall), _median_rank (of the
     first of their own, from 1), and the same of text_to_image. An image without a caption is no
-    query, but is among what captions look for. With labelled test rows and an anchor for each
+    query, but is among what captions look for. With rank_images also _average_median_rank of both
+    directions (see `_average_median_ranks`). With labelled test rows and an anchor for each
     label, class_p5 and class_hit5: the share of right images among the first 5 of a class's prompt,
     and of prompts with any, over the classes that have images; details: classes [{label, name,
     images, p5, rows (of the split), right}]. Raises ProbeError if there is neither, for labels that
-    the prompt set does not have, for texts of another dimension, and for captions of other rows.
+    the prompt set does not have, for texts of another dimension, for captions of other rows, and
+    for fewer captioned images than rank_images times rank_folds.
     """
     if len(subject.test.rows_N) == 0:
         raise ProbeError("retrieval needs test samples: there is no row")
@@ -87,7 +98,45 @@ def _by_captions(test: Features, captions: Captions, spec: RetrievalOptions) -> 
         **_hits("text_to_image", _ranks(text_KD, image_ND, image_K, np.arange(len(image_ND)))),
     }
     counted = {"images": len(image_ND), "captioned": len(queries), "captions": len(image_K)}
+    if spec.rank_images is not None:
+        order_K = np.argsort(test.rows_N[image_K], kind="stable")
+        pairs = image_ND[image_K[order_K]], text_KD[order_K], test.rows_N[image_K[order_K]]
+        scores |= _average_median_ranks(*pairs, spec.rank_images, spec.rank_folds)
+        counted |= {"rank_images": spec.rank_images, "rank_folds": spec.rank_folds}
     return Result(scores, {"captions": {"name": captions.name, **counted}})
+
+
+def _average_median_ranks(
+    image_KD: np.ndarray, text_KD: np.ndarray, row_K: np.ndarray, size: int, folds: int
+) -> dict[str, float]:
+    """Return the median rank (from 1) of the right one among `size`, averaged over folds and draws.
+
+    Captions stand in the order of their images' rows, each beside its image. Fold f is the images
+    f * size to (f + 1) * size - 1 of those with captions, by their rows; draw d takes of each its
+    caption d modulo their number. Of equal ones the earlier row comes first. The measure of Aytar
+    et al. 2017 (arXiv 1706.00932) and Cares et al. 2025.
+    """
+    _, first_N, count_N = np.unique(row_K, return_index=True, return_counts=True)
+    if len(first_N) < size * folds:
+        raise ProbeError(
+            f"rank_images {size} in {folds} folds (rank_folds) takes {size * folds} test images "
+            f"with captions, and there are {len(first_N)}: ask for fewer"
+        )
+    parts = [
+        first_N[fold * size :][:size] + draw % count_N[fold * size :][:size]
+        for fold in range(folds)
+        for draw in range(_DRAWS)
+    ]
+    right = np.arange(size)
+
+    def average(asked_KD: np.ndarray, searched_KD: np.ndarray) -> float:
+        ranks = [_ranks(asked_KD[part], searched_KD[part], right, right) + 1 for part in parts]
+        return float(np.mean([np.median(rank) for rank in ranks]))
+
+    return {
+        "image_to_text_average_median_rank": average(image_KD, text_KD),
+        "text_to_image_average_median_rank": average(text_KD, image_KD),
+    }
 
 
 def _chosen(

@@ -1,6 +1,7 @@
-"""Reckons what runs cost: hours, bytes, images per second."""
+"""Reckons what runs cost: hours, money, bytes, images per second."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,21 +10,31 @@ import numpy as np
 from pipeline.cache import layout
 from pipeline.cache.reader import read_manifest
 from pipeline.errors import CacheError
+from pipeline.price import Price, price_of, training_hours
+from pipeline.price import span as span_of
 from pipeline.report.collect import RunFacts, parameters
 from pipeline.report.svg import NONE
 from pipeline.rundir import WEIGHTS
+
+# What a table of costs says of itself.
+COUNTED = (
+    "time is of training steps, without start-up, held-out scoring and checkpoints; students "
+    "trained from one stream each have the time of all"
+)
 
 
 @dataclass(frozen=True)
 class Cost:
     """What one run cost; None where nothing says.
 
-    hours: of training steps, from images per second, without held-out scoring. cache_bytes: of all
-    of the cache's files, which every student trained from it shares.
+    hours: of training steps, see `price.training_hours`. money: in words, what these cost at the
+    price of an hour. cache_bytes: of all of the cache's files, which every student trained from it
+    shares.
     """
 
     epochs: int
     hours: float | None
+    money: str | None
     images_per_second: float | None
     data_wait_share: float | None
     parameters: int | None
@@ -31,14 +42,20 @@ class Cost:
     cache_bytes: int | None
 
 
-def cost_of(run: RunFacts) -> Cost:
-    """Reckon one run's cost from its lines, its weights and its cache."""
+def cost_of(run: RunFacts, price: Price | None = None) -> Cost:
+    """Reckon one run's cost from its lines, its weights and its cache.
+
+    price: of an hour; by default the one that the run records, if it does.
+    """
     rates = [float(line["images_per_second"]) for line in run.epochs if "images_per_second" in line]
     waits = [float(line["data_wait_share"]) for line in run.epochs if "data_wait_share" in line]
     weights = run.path / WEIGHTS["student"]
+    hours = training_hours(run.epochs, int(run.recipe["training"]["batch_size"]))
+    price = price or price_of(run.origin)
     return Cost(
         epochs=len(run.epochs),
-        hours=_hours(run),
+        hours=hours,
+        money=None if price is None or hours is None else price.words(hours),
         images_per_second=float(np.median(rates)) if rates else None,
         data_wait_share=float(np.mean(waits)) if waits else None,
         parameters=parameters(run),
@@ -68,11 +85,18 @@ def size(count: int | None) -> str:
 
 def span(hours: float | None) -> str:
     """Return hours as seconds, minutes or hours, whichever reads best."""
-    if hours is None:
-        return NONE
-    if hours >= 1:
-        return f"{hours:.1f} h"
-    return f"{hours * 60:.1f} min" if hours * 60 >= 1 else f"{hours * 3600:.0f} s"
+    return NONE if hours is None else span_of(hours)
+
+
+def cost_markdown(costs: Sequence[tuple[RunFacts, Cost]]) -> str:
+    """Return time, and money where there is a price, as a Markdown table of a line for each run."""
+    rows = [["", "student", "epochs", "training", "cost"], ["---", "---", "---:", "---:", "---:"]]
+    rows += [
+        [run.name, run.model, str(cost.epochs), span(cost.hours), cost.money or NONE]
+        for run, cost in costs
+    ]
+    lines = ["| " + " | ".join(map(_escaped, row)) + " |" for row in rows]
+    return "\n".join([f"Cost: {COUNTED}", "", *lines]) + "\n"
 
 
 def fingerprint_of(run: RunFacts) -> str | None:
@@ -84,13 +108,5 @@ def fingerprint_of(run: RunFacts) -> str | None:
     return layout.fingerprint(manifest)
 
 
-def _hours(run: RunFacts) -> float | None:
-    """Add up the epochs: images of each (steps times batch) by its images per second."""
-    batch, before, seconds = int(run.recipe["training"]["batch_size"]), 0, 0.0
-    for line in run.epochs:
-        rate = float(line.get("images_per_second") or 0)
-        if rate <= 0 or "step" not in line:
-            return None
-        seconds += (int(line["step"]) - before) * batch / rate
-        before = int(line["step"])
-    return seconds / 3600 if run.epochs else None
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

@@ -21,7 +21,7 @@ _TITLES = {
 }
 _FIRST = tuple(name for name in _TITLES if name.startswith("held_out"))
 _LAST = ("learning_rate", "images_per_second", "data_wait_share")
-_NOT_DRAWN = {"epoch", "step"}
+_NOT_DRAWN = {"epoch", "step", "seconds"}
 _SAMPLED = re.compile(r"\.(\d+)of\d+-seed\d+$")
 
 
@@ -34,7 +34,7 @@ class Curves:
 
 
 def learning_curves(runs: Sequence[RunFacts], places: Mapping[str, int]) -> Curves | None:
-    """Draw every number of metrics.jsonl by epoch (BeamCLIP, Fig. 8 and 9), or None without any.
+    """Draw the numbers of metrics.jsonl by epoch (BeamCLIP, Fig. 8 and 9), or None without any.
 
     places: each run's place among the colours, the same on the whole page.
     """

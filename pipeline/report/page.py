@@ -11,9 +11,10 @@ from markupsafe import Markup, escape
 
 from pipeline import __version__, durable
 from pipeline.options import flatten
+from pipeline.price import Price
 from pipeline.report.charts import swatch
 from pipeline.report.collect import RunFacts, collect, grouped
-from pipeline.report.cost import cost_of, fingerprint_of, size, span
+from pipeline.report.cost import COUNTED, Cost, cost_markdown, cost_of, fingerprint_of, size, span
 from pipeline.report.scores import as_csv, as_markdown
 from pipeline.report.seeds import sweep_views
 from pipeline.report.svg import MINUS, percent, short
@@ -39,18 +40,22 @@ def write_report(
     markdown: Path | None = None,
     csv: Path | None = None,
     spec: ReportOptions = DEFAULT,
+    price: Price | None = None,
 ) -> dict[str, Any]:
     """Write the page of some runs, and their scores as Markdown and CSV where asked for.
 
-    Returns {html, markdown, csv, runs, bytes}. Raises RunError for a folder that holds no run,
-    ProbeError for a prompt that is not in the cache.
+    price: of an hour, of every run; by default what each run records. Returns {html,
+    markdown, csv, runs, bytes}. Raises RunError for a folder that holds no run, ProbeError for a
+    prompt that is not in the cache.
     """
     runs = collect(paths)
     places = {run.name: place for place, run in enumerate(runs)}
     groups = [group_view(group, places, spec) for group in grouped(runs)]
-    text = render(runs, groups, spec)
+    costs = [(run, cost_of(run, price)) for run in runs]
+    text = render(runs, groups, costs, spec)
     durable.write_text(out, text)
-    for path, content in ((markdown, as_markdown(runs)), (csv, as_csv(runs))):
+    tables = f"{as_markdown(runs)}\n{cost_markdown(costs)}"
+    for path, content in ((markdown, tables), (csv, as_csv(runs))):
         if path is not None:
             durable.write_text(path, content)
     return {
@@ -62,7 +67,12 @@ def write_report(
     }
 
 
-def render(runs: Sequence[RunFacts], groups: Sequence[GroupView], spec: ReportOptions) -> str:
+def render(
+    runs: Sequence[RunFacts],
+    groups: Sequence[GroupView],
+    costs: Sequence[tuple[RunFacts, Cost]],
+    spec: ReportOptions,
+) -> str:
     """Return the page as HTML text."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
@@ -81,7 +91,8 @@ def render(runs: Sequence[RunFacts], groups: Sequence[GroupView], spec: ReportOp
         groups=groups,
         sweeps=sweep_views(runs),
         tables=document_tables(runs, every=spec.every_table),
-        costs=[(run, cost_of(run)) for run in runs],
+        costs=costs,
+        counted=COUNTED,
         lineage=[_lineage(run) for run in runs],
         version=__version__,
     )

@@ -180,6 +180,94 @@ class TestWhichCaptions:
         assert probe(test, invalid) == probe(test, lost) == probe(test, kept)
 
 
+class TestAverageMedianRank:
+    DIRECTIONS = ("image_to_text_average_median_rank", "text_to_image_average_median_rank")
+
+    def naive(self, test: Features, texts: Captions, size: int, folds: int) -> tuple[float, float]:
+        """Image by image, in float64, with an order of the whole list for each."""
+        image_of = dict(zip(test.rows_N.tolist(), test.embedding_ND.astype(float), strict=True))
+        captions_of: dict[int, list[np.ndarray]] = {}
+        for row, embedding in zip(texts.rows_K.tolist(), texts.embeddings_KD, strict=True):
+            captions_of.setdefault(row, []).append(embedding.astype(float))
+        rows_ = sorted(captions_of)
+        medians: tuple[list[float], list[float]] = ([], [])
+        for fold in range(folds):
+            chosen = rows_[fold * size : (fold + 1) * size]
+            for draw in range(5):
+                images = [image_of[row] for row in chosen]
+                drawn = [captions_of[row][draw % len(captions_of[row])] for row in chosen]
+                for found, asked, searched in (
+                    (medians[0], images, drawn),
+                    (medians[1], drawn, images),
+                ):
+                    ranks = []
+                    for place, query in enumerate(asked):
+                        order = sorted(range(size), key=lambda i: (-(query @ searched[i]), i))
+                        ranks.append(order.index(place) + 1)
+                    found.append(sorted(ranks)[size // 2])  # of an odd number
+        return float(np.mean(medians[0])), float(np.mean(medians[1]))
+
+    @pytest.mark.parametrize(("size", "folds"), [(11, 5), (19, 3), (7, 1)])
+    def test_it_is_a_naive_loops(self, size: int, folds: int) -> None:
+        """Of images in another order than their rows', with 2 to 7 captions each."""
+        test, texts = captioned(8, 2, 7)
+        noise_KD = np.random.default_rng(1).normal(size=texts.embeddings_KD.shape)
+        away_KD = (texts.embeddings_KD + 0.5 * noise_KD).astype(np.float32)
+        away_KD /= np.linalg.norm(away_KD, axis=1, keepdims=True)
+        texts = replace(texts, embeddings_KD=away_KD)
+        order_N = np.random.default_rng(0).permutation(IMAGES)
+        mixed = Features(*(value[order_N] for value in vars(test).values()))
+        scores = probe(mixed, texts, rank_images=size, rank_folds=folds).scores
+        expected = self.naive(test, texts, size, folds)
+        assert tuple(scores[name] for name in self.DIRECTIONS) == pytest.approx(expected)
+        assert min(expected) > 1
+
+    def test_where_each_caption_is_its_image_it_is_1(self) -> None:
+        image_ND, rows_K = rows(IMAGES, 0), np.repeat(np.arange(IMAGES), 5)
+        test, texts = features(image_ND, np.full(IMAGES, -1)), captions(image_ND[rows_K], rows_K)
+        scores = probe(test, texts, rank_images=12).scores
+        assert [scores[name] for name in self.DIRECTIONS] == [1, 1]
+
+    def test_of_random_embeddings_it_is_near_half_the_images(self) -> None:
+        count, rows_K = 2000, np.repeat(np.arange(2000), 3)
+        test = features(rows(count, 0), np.full(count, -1))
+        scores = probe(test, captions(rows(len(rows_K), 1), rows_K), rank_images=400).scores
+        for name in self.DIRECTIONS:
+            assert scores[name] == pytest.approx(200.5, rel=0.05)
+
+    def test_a_model_that_maps_all_to_one_point_gains_nothing_by_ties(self) -> None:
+        test, texts = captioned(9, 5, 5)
+        same = replace(texts, embeddings_KD=np.tile(texts.embeddings_KD[:1], (5 * IMAGES, 1)))
+        scores = probe(test, same, rank_images=11).scores
+        assert scores["image_to_text_average_median_rank"] == 6  # the middle of 1 to 11
+
+    def test_other_scores_are_as_without(self) -> None:
+        test, texts = captioned(10, 2, 7)
+        without, found = probe(test, texts), probe(test, texts, rank_images=10, rank_folds=2)
+        assert {**found.scores, **without.scores} == found.scores
+        assert found.scores.keys() - without.scores.keys() == set(self.DIRECTIONS)
+        assert found.details["captions"] == {
+            **without.details["captions"],
+            "rank_images": 10,
+            "rank_folds": 2,
+        }
+
+    def test_too_few_captioned_images_are_counted(self) -> None:
+        test, texts = captioned(11, 5, 5)
+        bare = texts.rows_K == 3
+        kept = captions(texts.embeddings_KD[~bare], texts.rows_K[~bare])
+        with pytest.raises(
+            ProbeError, match="takes 60 test images with captions, and there are 59"
+        ):
+            probe(test, kept, rank_images=12)
+        assert probe(test, texts, rank_images=12).scores.keys() >= set(self.DIRECTIONS)
+
+    @pytest.mark.parametrize("wrong", [{"rank_images": 1}, {"rank_folds": 0}, {"rank_images": 2.5}])
+    def test_numbers_that_mean_nothing(self, wrong: dict[str, object]) -> None:
+        with pytest.raises(RecipeError, match=next(iter(wrong))):
+            parse(RetrievalOptions, wrong, where="test")
+
+
 def classed(seed: int, classes: int = 12, count: int = 200) -> tuple[Features, Anchors]:
     """Return images around class prompts, unevenly many of each, of the last class none."""
     generator = np.random.default_rng(seed)

@@ -198,6 +198,24 @@ def test_the_command_writes_page_markdown_and_csv(
     assert (tmp_path / "t.csv").read_text(encoding="utf-8").startswith("run,dataset,")
 
 
+def test_the_command_puts_money_beside_hours(
+    tmp_path: Path, two_runs: tuple[Path, Path], beamclip: Invoke
+) -> None:
+    out, paper = tmp_path / "report.html", tmp_path / "t.md"
+    asked = ("report", *two_runs, "--out", out, "--markdown", paper, "--no-images")
+    for price, told in (
+        ((), None),
+        (("--price-per-hour", 7200, "--currency", "EUR"), r"\d+\.\d\d EUR at 7200 EUR an hour"),
+    ):
+        done = beamclip(*asked, *price)
+        assert done.code == 0, done.err
+        for text in (Page(out).said, paper.read_text(encoding="utf-8")):
+            assert "an hour" in text if told else "an hour" not in text
+            assert len(re.findall(told or "an hour", text)) == (2 if told else 0)
+    for wrong in (("--currency", "EUR"), ("--price-per-hour", -1), ("--price-per-hour", "nan")):
+        assert beamclip(*asked, *wrong).code == 2
+
+
 def test_the_command_says_what_is_wrong(
     tmp_path: Path, two_runs: tuple[Path, Path], beamclip: Invoke
 ) -> None:
