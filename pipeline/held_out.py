@@ -33,8 +33,9 @@ class HeldOut:
     """The eval views of a slice: of split val, or of rows that training leaves out.
 
     batches: side S -> batches of the slice. anchors_AD: those trained with. zeroshot: those that
-    name the classes. leave_out_N: which train rows training must not see, or None. texts: captions
-    of the split, for a student that reads them.
+    name the classes. leave_out_N: which train rows training must not see, or None. own_space:
+    whether students embed into a space of their own, where neither targets nor anchors lie; texts:
+    captions of the split, for those.
     """
 
     def __init__(
@@ -45,9 +46,11 @@ class HeldOut:
         device: torch.device,
         leave_out_N: np.ndarray | None = None,
         texts: TokenisedTexts | None = None,
+        *,
+        own_space: bool = False,
     ) -> None:
         self._batches, self._device, self.leave_out_N = batches, device, leave_out_N
-        self._texts = texts
+        self._texts, self._own_space = texts, own_space
         self._anchors_AD = torch.from_numpy(anchors.embeddings_AD)
         self._zeroshot = zeroshot
 
@@ -57,18 +60,18 @@ class HeldOut:
         """Return the scores of a student under the weights of `state`, seeing views of S pixels.
 
         held_out_cosine: mean cosine to the target. held_out_agreement: share of rows whose nearest
-        anchor is the teacher's. Of a student that reads texts in place of those two:
-        held_out_image_to_text (share of images whose nearest caption is one of their own) and
-        held_out_text_to_image. With labels: held_out_zeroshot (nearest anchor names the class) and
-        held_out_knn (vote of the 5 nearest other rows). Training goes on as if nothing had been
-        asked.
+        anchor is the teacher's. Of a student in a space of its own in place of those two, if there
+        are captions: held_out_image_to_text (share of images whose nearest caption is one of their
+        own) and held_out_text_to_image. With labels: held_out_zeroshot (nearest anchor names the
+        class) and held_out_knn (vote of the 5 nearest other rows). Training goes on as if nothing
+        had been asked.
         """
         seen = self._see(student, state, size)
-        found = self._beside_teacher(seen) if self._texts is None else self._beside_texts(seen)
+        found = self._beside_texts(seen) if self._own_space else self._beside_teacher(seen)
         known_N = seen.labels_N >= 0
         if known_N.any():
             embedding_ND, labels_N = seen.embedding_ND[known_N], seen.labels_N[known_N]
-            if self._zeroshot.labelled:
+            if self._zeroshot.labelled and not self._own_space:
                 anchors_AD = torch.from_numpy(self._zeroshot.embeddings_AD)
                 found["held_out_zeroshot"] = _share(_nearest(embedding_ND, anchors_AD), labels_N)
             if len(labels_N) > _NEIGHBOURS:
@@ -189,7 +192,8 @@ def held_out_slice(
     texts = None
     if reader is not None and split in layout.caption_names(cache.path):
         texts = tokenised(source.captions(split), reader)
-    return HeldOut(batches, anchors, zeroshot, device, leave_out_N, texts)
+    own_space = reader is not None
+    return HeldOut(batches, anchors, zeroshot, device, leave_out_N, texts, own_space=own_space)
 
 
 def _has_validation(cache: TargetCache, shards: Sequence[Shard]) -> bool:

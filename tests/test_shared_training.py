@@ -255,6 +255,29 @@ def test_a_run_is_a_start_for_further_tuning(
     assert np.median(near) > 0.95
 
 
+def test_it_learns_from_a_clip_teachers_cache_too_and_is_held_out_in_its_own_space(
+    captioned_copy: Path,
+    captioned_shards: Path,
+    shared_recipe: Path,
+    recipe_file: Path,
+    tmp_path: Path,
+) -> None:
+    """The teacher has anchors, of another dimension than the student's space."""
+    from pipeline.caption_sets import add_captions
+
+    shards = find_shards([str(captioned_shards)])
+    add_captions(captioned_copy, shards, split="train", device="cpu")
+    clip, own = load_recipe(str(recipe_file)), load_recipe(str(shared_recipe))
+    both = replace(own, teacher=clip.teacher, schedule=clip.schedule, prompts=clip.prompts)
+    train(both, captioned_copy, captioned_shards, tmp_path / "run")
+    last = RunDir(tmp_path / "run").last_metrics()
+    assert {"held_out_image_to_text", "held_out_text_to_image"} <= last.keys()
+    assert not {"held_out_cosine", "held_out_zeroshot"} & last.keys()
+    scores = probe(tmp_path / "run", None, (), workers=0, device="cpu")
+    assert scores["teacher"].keys() == {"zeroshot", "retrieval", "linear"}
+    assert scores["student"].keys() == {"zeroshot", "retrieval", "linear"}
+
+
 # --- scores --------------------------------------------------------------------------------------
 
 

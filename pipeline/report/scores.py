@@ -119,7 +119,7 @@ def _keys(runs: Sequence[RunFacts]) -> list[tuple[str, str]]:
         for probes in (run.scores or {}).values()
         for probe, scores in probes.items()
         for name, value in scores.items()
-        if name not in _NOT_SHARES and 0 <= value <= 1
+        if name not in _NOT_SHARES and not name.endswith("median_rank") and 0 <= value <= 1
     }
     return [key for key in _TITLES if key in found] + sorted(found - set(_TITLES))
 

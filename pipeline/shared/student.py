@@ -24,7 +24,8 @@ class SharedStudent(nn.Module):
     """An image encoder, a text encoder, and the shared encoder that each runs through alone.
 
     Where the text encoder is of another width, a linear map (`adapter`) leads to the image
-    encoder's. Trained on images alone, `text` and `adapter` get no gradient; all else does.
+    encoder's. Trained on images alone, `text` and `adapter` get no gradient; by labels alone,
+    `shared` gets none either.
     """
 
     mean: Tensor
