@@ -21,8 +21,8 @@ from pipeline.cutting import fitting
 from pipeline.errors import CacheError, CacheMismatchError, DataError
 from pipeline.frozen.texts import TextFeatureOptions, TextFeatures
 from pipeline.options import differences, nearest
-from pipeline.shards import Shard
 from pipeline.runtime import pick_device
+from pipeline.shards import Shard
 from pipeline.text_tower import TextTower, cached_teacher, embed_means, tell_cuts
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_+-]*")
@@ -94,11 +94,12 @@ def add_captions(
     shards: all of the split's, as the cache was made from them; others are passed over. name: of
     the set, by default the split's. teacher: the model to load, if the manifest's teacher has
     moved. encoder: what embeds them in place of a teacher that reads no text; those that lie there
-    without embeddings are then embedded, and without one any that are there will do. Only captions/ is written to; no image is held, and a sealed cache stays sealed. Raises
-    CacheMismatchError if shards or teacher are not those of the cache, or if under that name it has
-    other captions, or those of another encoder; CacheError while another process writes to the
-    cache, or for an encoder beside a teacher that reads text; DataError if there is no caption;
-    StudentError or LibraryError for an encoder that cannot be had.
+    as texts alone are then embedded, and without an encoder either will do. Only captions/ is
+    written to; no image is held, and a sealed cache stays sealed. Raises CacheMismatchError if
+    shards or teacher are not those of the cache, or if under that name it has other captions, or
+    those of another encoder; CacheError while another process writes to the cache, or for an
+    encoder beside a teacher that reads text; DataError if there is no caption; StudentError or
+    LibraryError for an encoder that cannot be had.
     """
     name = split if name is None else name
     if not _NAME.fullmatch(name):
@@ -117,14 +118,13 @@ def add_captions(
         if there and _is_cached(cache, manifest, name, split, held, features):
             return False
         collected = collect_captions(held)
-        if features is not None:
-            arrays, attributes = embedded(features, manifest, collected, name=name, split=split)
-            attributes["encoder"] = features.fingerprint()
-        elif layout.reads_text(manifest):
-            loaded = cached_teacher(cache, manifest, device, teacher)
-            arrays, attributes = embedded(loaded, manifest, collected, name=name, split=split)
-        else:
+        if features is None and not layout.reads_text(manifest):
             arrays, attributes = plain(manifest, collected, split=split)
+        else:
+            tower = features or cached_teacher(cache, manifest, device, teacher)
+            arrays, attributes = embedded(tower, manifest, collected, name=name, split=split)
+        if features is not None:
+            attributes["encoder"] = features.fingerprint()
         if there:
             writer.drop_captions(cache, name)  # the same, not embedded
         added = writer.publish_captions(cache, name, arrays, attributes)
@@ -242,7 +242,8 @@ def _is_cached(
     False if a text encoder is to embed them, and none has.
     """
     stored = read_captions(cache, name)
-    old = {"split": stored.split, "shards": stored.shards, "teacher": stored.teacher_digest}
+    old: dict[str, Any] = {"split": stored.split, "shards": stored.shards}
+    old["teacher"] = stored.teacher_digest
     new = _made_from(manifest, split, held)
     unnamed = {"model": None}  # an encoder may move
     if features is not None and stored.encoder is not None:

@@ -81,7 +81,7 @@ def captions_add(
 
 
 def _encoder(text: str | None, **given: Any) -> "TextFeatureOptions | None":
-    """Return how texts are embedded; options without an encoder, or wrong ones, are a usage error."""
+    """Return how texts are embedded; raises UsageError for wrong options, or without an encoder."""
     given = {name: value for name, value in given.items() if value is not None}
     if text is None:
         if given:
