@@ -118,16 +118,16 @@ def add_captions(
         if there and _is_cached(cache, manifest, name, split, held, features):
             return False
         collected = collect_captions(held)
-        if features is None and not layout.reads_text(manifest):
-            arrays, attributes = plain(manifest, collected, split=split)
-        else:
-            tower = features or cached_teacher(cache, manifest, device, teacher)
-            arrays, attributes = embedded(tower, manifest, collected, name=name, split=split)
         if features is not None:
-            attributes["encoder"] = features.fingerprint()
+            made = _by_encoder(features, manifest, collected, name=name, split=split)
+        elif layout.reads_text(manifest):
+            loaded = cached_teacher(cache, manifest, device, teacher)
+            made = embedded(loaded, manifest, collected, name=name, split=split)
+        else:
+            made = plain(manifest, collected, split=split)
         if there:
             writer.drop_captions(cache, name)  # the same, not embedded
-        added = writer.publish_captions(cache, name, arrays, attributes)
+        added = writer.publish_captions(cache, name, *made)
         writer.sweep(cache)
         return added
 
@@ -192,6 +192,18 @@ def embedded(
     }
     told = {"cuts": [asdict(cut) for cut in cuts]}
     return arrays, _attributes(manifest, split, collected) | told
+
+
+def _by_encoder(
+    features: TextFeatures,
+    manifest: Mapping[str, Any],
+    collected: Collected,
+    *,
+    name: str,
+    split: str,
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    arrays, attributes = embedded(features, manifest, collected, name=name, split=split)
+    return arrays, attributes | {"encoder": features.fingerprint()}
 
 
 def plain(
