@@ -1,6 +1,8 @@
 """Keeps the captions of a split's samples, embedded if the cache's teacher reads text.
 
-Shape letters: K captions, D teacher dimension.
+Where it does not, a text encoder may embed them, in a space of its own: frozen features for an
+ablation (pipeline/frozen), no retrieval by the teacher. Shape letters: K captions, D dimension of
+what embedded them.
 """
 
 import re
@@ -17,10 +19,11 @@ from pipeline.cache.reader import read_manifest
 from pipeline.caption_shards import Collected, HeldShard, collect_captions, held_shards
 from pipeline.cutting import fitting
 from pipeline.errors import CacheError, CacheMismatchError, DataError
+from pipeline.frozen.texts import TextFeatureOptions, TextFeatures
 from pipeline.options import differences, nearest
+from pipeline.runtime import pick_device
 from pipeline.shards import Shard
-from pipeline.teacher import Teacher
-from pipeline.text_tower import cached_teacher, embed_means, tell_cuts
+from pipeline.text_tower import TextTower, cached_teacher, embed_means, tell_cuts
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_+-]*")
 
@@ -39,7 +42,8 @@ class CaptionsSummary:
     """What a cache holds of a set of captions.
 
     samples: read, of which `captioned` have a caption. tokens: of the shortest text and the
-    longest. cuts: captions of which a part was embedded: what was, and what of how much.
+    longest. cuts: captions of which a part was embedded: what was, and what of how much. encoder:
+    the text encoder that embedded them, where the teacher reads no text.
     """
 
     name: str
@@ -51,6 +55,7 @@ class CaptionsSummary:
     left_out: dict[str, int]
     examples: tuple[str, ...]
     cuts: tuple[str, ...]
+    encoder: Mapping[str, Any] | None = None
 
     def as_mapping(self) -> dict[str, Any]:
         """Return the summary as plain values."""
@@ -61,6 +66,8 @@ class CaptionsSummary:
         left_out = "".join(f", left out {n} ({reason})" for reason, n in self.left_out.items())
         without = self.samples - self.captioned
         read = f"{self.tokens[0]} to {self.tokens[1]} tokens" if self.tokens[1] else "not embedded"
+        if self.encoder is not None:
+            read += ", embedded by {model} ({layers} layers, {pooling})".format(**self.encoder)
         return (
             f"{self.name}: {self.captions} captions of {self.captioned} samples of {self.split}, "
             f"{read}; {without} samples without{left_out}"
@@ -80,32 +87,49 @@ def add_captions(
     name: str | None = None,
     device: str = "auto",
     teacher: str | None = None,
+    encoder: TextFeatureOptions | None = None,
 ) -> bool:
     """Add the captions in a split's shards; return False if the cache has them already.
 
     shards: all of the split's, as the cache was made from them; others are passed over. name: of
     the set, by default the split's. teacher: the model to load, if the manifest's teacher has
-    moved. Only captions/ is written to; no image is held, and a sealed cache stays sealed. Raises
-    CacheMismatchError if shards or teacher are not those of the cache, or if under that name it has
-    other captions; CacheError while another process writes to the cache; DataError if there is no
-    caption.
+    moved. encoder: what embeds them in place of a teacher that reads no text; those that lie there
+    as texts alone are then embedded, and without an encoder either will do. Only captions/ is
+    written to; no image is held, and a sealed cache stays sealed. Raises CacheMismatchError if
+    shards or teacher are not those of the cache, or if under that name it has other captions, or
+    those of another encoder; CacheError while another process writes to the cache, or for an
+    encoder beside a teacher that reads text; DataError if there is no caption; StudentError or
+    LibraryError for an encoder that cannot be had.
     """
     name = split if name is None else name
     if not _NAME.fullmatch(name):
         raise DataError(f"captions {name!r}: a name may hold letters, digits and _ + - only")
     manifest = read_manifest(cache)
+    if encoder is not None and layout.reads_text(manifest):
+        raise CacheError(
+            f"{cache}: its teacher, {manifest['teacher']['model']}, reads text and embeds captions "
+            "itself: leave --text-encoder out"
+        )
     with writer.exclusive(cache):
         writer.sweep(cache)
         held = held_shards(cache, manifest, split, shards)
-        if _is_cached(cache, manifest, name, split, held):
+        features = None if encoder is None else TextFeatures(encoder, pick_device(device))
+        there = name in layout.caption_names(cache)
+        if there and _is_cached(cache, manifest, name, split, held, features):
             return False
         collected = collect_captions(held)
-        if layout.reads_text(manifest):
+        if features is not None:
+            made = _by_encoder(features, manifest, collected, name=name, split=split)
+        elif layout.reads_text(manifest):
             loaded = cached_teacher(cache, manifest, device, teacher)
-            arrays, attributes = embedded(loaded, manifest, collected, name=name, split=split)
+            made = embedded(loaded, manifest, collected, name=name, split=split)
         else:
-            arrays, attributes = plain(manifest, collected, split=split)
-        return writer.publish_captions(cache, name, arrays, attributes)
+            made = plain(manifest, collected, split=split)
+        if there:
+            writer.drop_captions(cache, name)  # the same, not embedded
+        added = writer.publish_captions(cache, name, *made)
+        writer.sweep(cache)
+        return added
 
 
 def remove_captions(cache: Path, name: str) -> None:
@@ -140,6 +164,7 @@ def show_captions(cache: Path, name: str, *, examples: int = 3) -> CaptionsSumma
         left_out=dict(stored.left_out),
         examples=stored.texts[:examples],
         cuts=tuple(_cut_line(stored, cut) for cut in stored.cuts),
+        encoder=stored.encoder,
     )
 
 
@@ -149,24 +174,36 @@ def _cut_line(stored: StoredCaptions, cut: Mapping[str, int]) -> str:
 
 
 def embedded(
-    teacher: Teacher, manifest: Mapping[str, Any], collected: Collected, *, name: str, split: str
+    tower: TextTower, manifest: Mapping[str, Any], collected: Collected, *, name: str, split: str
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Embed captions; return the arrays and attributes that are published of them.
 
-    A caption that is longer than the teacher reads is cut, and that is told.
+    A caption that is longer than the tower reads is cut, and that is told.
     """
     texts, what = collected.texts, f"captions {name}"
-    kept, cuts = _fitted(teacher, texts, what)
+    kept, cuts = _fitted(tower, texts, what)
     lines = [(f"caption {cut.caption}", texts[cut.caption], cut.kept, cut.tokens) for cut in cuts]
     tell_cuts(what, lines, "captions show")
     arrays = {
-        "embeddings": embed_means(teacher, manifest, [[text] for text in kept], what),
+        "embeddings": embed_means(tower, manifest, [[text] for text in kept], what),
         "texts": np.array(texts, dtype=object),
-        "token_counts": np.array([teacher.count_tokens(text) for text in kept], np.int32),
+        "token_counts": np.array([tower.count_tokens(text) for text in kept], np.int32),
         "samples": np.array(collected.samples, np.int64),
     }
     told = {"cuts": [asdict(cut) for cut in cuts]}
     return arrays, _attributes(manifest, split, collected) | told
+
+
+def _by_encoder(
+    features: TextFeatures,
+    manifest: Mapping[str, Any],
+    collected: Collected,
+    *,
+    name: str,
+    split: str,
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    arrays, attributes = embedded(features, manifest, collected, name=name, split=split)
+    return arrays, attributes | {"encoder": features.fingerprint()}
 
 
 def plain(
@@ -191,34 +228,46 @@ def _attributes(manifest: Mapping[str, Any], split: str, collected: Collected) -
     }
 
 
-def _fitted(teacher: Teacher, texts: Sequence[str], what: str) -> tuple[list[str], list[Cut]]:
-    """Return the captions as the teacher can read them whole, and what was cut off to that end."""
+def _fitted(tower: TextTower, texts: Sequence[str], what: str) -> tuple[list[str], list[Cut]]:
+    """Return the captions as the tower can read them whole, and what was cut off to that end."""
     kept, cuts = list(texts), []
     for place, text in enumerate(texts):
-        end = fitting(text, 0, teacher.count_tokens, teacher.max_tokens)
+        end = fitting(text, 0, tower.count_tokens, tower.max_tokens)
         if end is None:
-            raise DataError(f"{what}: no letter of {text[:60]!r} fits what the teacher reads")
+            raise DataError(f"{what}: no letter of {text[:60]!r} fits what is read of one")
         if end < len(text):
             kept[place] = text[:end]
-            cuts.append(Cut(place, end, teacher.count_tokens(text)))
+            cuts.append(Cut(place, end, tower.count_tokens(text)))
     return kept, cuts
 
 
 def _is_cached(
-    cache: Path, manifest: Mapping[str, Any], name: str, split: str, held: Sequence[HeldShard]
+    cache: Path,
+    manifest: Mapping[str, Any],
+    name: str,
+    split: str,
+    held: Sequence[HeldShard],
+    features: TextFeatures | None,
 ) -> bool:
-    """Tell whether a cache has these captions; raises CacheMismatchError if it has others."""
-    if name not in layout.caption_names(cache):
-        return False
+    """Tell whether captions of this name are these; raises CacheMismatchError if they are others.
+
+    False if a text encoder is to embed them, and none has.
+    """
     stored = read_captions(cache, name)
-    old = {"split": stored.split, "shards": stored.shards, "teacher": stored.teacher_digest}
-    if changed := differences(old, _made_from(manifest, split, held)):
+    old: dict[str, Any] = {"split": stored.split, "shards": stored.shards}
+    old["teacher"] = stored.teacher_digest
+    new = _made_from(manifest, split, held)
+    unnamed = {"model": None}  # an encoder may move
+    if features is not None and stored.encoder is not None:
+        old["encoder"] = {**stored.encoder, **unnamed}
+        new["encoder"] = {**features.fingerprint(), **unnamed}
+    if changed := differences(old, new):
         raise CacheMismatchError(
             f"{cache} has captions {name!r} of something else; give these another --name, or take "
             "those away with `beamclip captions remove`:",
             changed,
         )
-    return True
+    return features is None or stored.encoder is not None
 
 
 def _made_from(

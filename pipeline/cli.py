@@ -17,6 +17,7 @@ from pipeline.cli_anchors import anchors
 from pipeline.cli_cache import cache
 from pipeline.cli_captions import captions
 from pipeline.cli_data import data
+from pipeline.cli_frozen import frozen
 from pipeline.cli_glue import glue
 from pipeline.cli_options import PATH as _PATH
 from pipeline.cli_options import allow_option as _allow
@@ -222,6 +223,7 @@ main.add_command(anchors)
 main.add_command(cache)
 main.add_command(captions)
 main.add_command(data)
+main.add_command(frozen)
 main.add_command(glue)
 main.add_command(pretrain)
 main.add_command(probe)

@@ -1,6 +1,7 @@
 """The commands for a cache's captions: captions add, remove, list, show."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +13,9 @@ from pipeline.cli_options import (
     shards_option,
     teacher_option,
 )
+
+if TYPE_CHECKING:
+    from pipeline.frozen.texts import TextFeatureOptions
 
 _cache_argument = click.argument("cache", type=PATH)
 
@@ -27,6 +31,18 @@ def captions() -> None:
 @click.option("--split", default="test", show_default=True, help="Whose captions.")
 @click.option("--name", help="Of the set.  [default: the split's]")
 @teacher_option
+@click.option(
+    "--text-encoder",
+    metavar="FOLDER|NAME",
+    help="Embeds them, for `beamclip frozen`, where the teacher reads no text.",
+)
+@click.option("--text-layers", type=int, help="Its first so many.  [default: all]")
+@click.option(
+    "--pooling",
+    type=click.Choice(["mean", "cls"]),
+    help="What of its last layer stands for a text: all places, or the first.  [default: mean]",
+)
+@click.option("--max-tokens", type=int, help="Of a text, marks included.  [default: 64]")
 @device_option
 @json_option
 def captions_add(
@@ -35,24 +51,50 @@ def captions_add(
     split: str,
     name: str | None,
     teacher: str | None,
+    text_encoder: str | None,
+    text_layers: int | None,
+    pooling: str | None,
+    max_tokens: int | None,
     device: str,
     as_json: bool,
 ) -> None:
     """Embed the captions beside a split's images with the text tower of the cache's teacher.
 
-    They are in .json (`captions` or `caption`) or .txt. The seal stays valid.
+    They are in .json (`captions` or `caption`) or .txt. The seal stays valid. A teacher that reads
+    no text leaves them as texts, unless --text-encoder embeds them: in a space of its own, so the
+    teacher still retrieves nothing by them.
     """
+    encoder = _encoder(text_encoder, layers=text_layers, pooling=pooling, max_tokens=max_tokens)
     from pipeline.caption_sets import add_captions, show_captions
     from pipeline.shards import find_shards
 
     found = find_shards(shards)
-    added = add_captions(cache, found, split=split, name=name, device=device, teacher=teacher)
+    added = add_captions(
+        cache, found, split=split, name=name, device=device, teacher=teacher, encoder=encoder
+    )
     summary = show_captions(cache, split if name is None else name)
     emit(
         {"cache": str(cache), "added": added, **summary.as_mapping()},
         as_json,
         lambda _: f"{'added' if added else 'there'}: {summary.line()}",
     )
+
+
+def _encoder(text: str | None, **given: Any) -> "TextFeatureOptions | None":
+    """Return how texts are embedded; raises UsageError for wrong options, or without an encoder."""
+    given = {name: value for name, value in given.items() if value is not None}
+    if text is None:
+        if given:
+            raise click.UsageError(
+                "--text-layers, --pooling and --max-tokens say how --text-encoder embeds: name it"
+            )
+        return None
+    from pipeline.frozen.texts import TextFeatureOptions
+
+    try:
+        return TextFeatureOptions(text=text, **given)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
 
 
 @captions.command("remove")

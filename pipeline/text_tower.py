@@ -1,12 +1,12 @@
-"""Has a cache's own teacher embed texts, in batches; tells which of them were cut.
+"""Has a text tower embed texts, in batches: a cache's own teacher, or what is named in its place.
 
-Shape letters: A anchors or captions, D teacher dimension.
+Shape letters: A anchors or captions, D dimension of the tower.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -16,13 +16,34 @@ from pipeline.errors import CacheError, CacheMismatchError, DataError
 from pipeline.options import differences
 from pipeline.teacher import HF_HUB, LOCAL_DIR, Teacher, TeacherOptions, check_teacher, load_teacher
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 _BATCH = 256  # texts in one forward pass
 _SHOWN = 20  # cuts that are logged, of one set
 _log = logging.getLogger(__name__)
 
 
+class TextTower(Protocol):
+    """What embeds texts: a teacher that reads them, or a text encoder."""
+
+    @property
+    def dim(self) -> int:
+        """The size of an embedding."""
+
+    @property
+    def max_tokens(self) -> int:
+        """How many tokens of a text it reads, marks of start and end included."""
+
+    def count_tokens(self, text: str) -> int:
+        """Count the tokens of a text, uncut, marks of start and end included."""
+
+    def embed_texts(self, texts: Sequence[str]) -> "Tensor":
+        """Embed texts: float32 [A,D], normalised, on the CPU."""
+
+
 def embed_means(
-    teacher: Teacher, manifest: Mapping[str, Any], texts: Sequence[Sequence[str]], what: str
+    tower: TextTower, manifest: Mapping[str, Any], texts: Sequence[Sequence[str]], what: str
 ) -> np.ndarray:
     """Return float32 [A,D]: the mean of each row's normalised texts, normalised.
 
@@ -31,20 +52,20 @@ def embed_means(
     """
     each = len(texts[0])
     at_once = max(1, _BATCH // each)  # rows
-    embeddings_AD = np.empty((len(texts), teacher.dim), np.float32)
+    embeddings_AD = np.empty((len(texts), tower.dim), np.float32)
     with (
         runtime.torch_threads(manifest["batch"]["threads"]),
         runtime.progress(f"embedding {what}", len(texts) * each, "texts") as advance,
     ):
         for begin in range(0, len(texts), at_once):
             block = texts[begin : begin + at_once]
-            flat = teacher.embed_texts([text for row in block for text in row]).numpy()
+            flat = tower.embed_texts([text for row in block for text in row]).numpy()
             mean_AD = flat.reshape(len(block), each, -1).mean(axis=1)
             mean_AD /= np.linalg.norm(mean_AD, axis=1, keepdims=True)
             embeddings_AD[begin : begin + len(block)] = mean_AD
             advance(len(block) * each)
     if not np.isfinite(embeddings_AD).all():
-        raise DataError(f"{what}: the teacher gave a vector that is not finite")
+        raise DataError(f"{what}: the model gave a vector that is not finite")
     return embeddings_AD
 
 

@@ -78,7 +78,10 @@ LEVELS = (
     {"batches", "unit", "renderer", "renderpool", "audit.verify", "audit.diff", "anchor_report"},
     {"held_out", "logbook", "resident", "feeder"},
     {"conveyor"},
-    {"text_tower", "caption_shards"},
+    {"text_tower", "caption_shards", "frozen.texts", "frozen.options", "frozen.model"}
+    | {"frozen.features"},
+    {"frozen.training", "frozen.scores"},
+    {"frozen.ablation"},
     {"texts", "caption_sets", "labelled", "probes", "feature_store"},
     {"features"},
     {"making", "train", "evaluate", "pairs"},
@@ -106,7 +109,8 @@ LEVELS = (
     {"report.views"},
     {"report.page"},
     {"cli_anchors", "cli_cache", "cli_captions", "cli_data", "cli_train", "cli_pretrain"}
-    | {"cli_probe", "cli_report", "cli_sweep", "cli_text", "cli_glue"},
+    | {"cli_probe", "cli_report", "cli_sweep", "cli_text", "cli_glue"}
+    | {"cli_frozen"},
     {"cli"},
 )
 UNLEVELLED = {
@@ -114,6 +118,7 @@ UNLEVELLED = {
     "cache",
     "audit",
     "datasets",
+    "frozen",
     "glue",
     "report",
     "shared",

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +12,21 @@ import pytest
 from pipeline.cache.captions import Captions
 from pipeline.cache.reader import TargetCache
 from pipeline.caption_sets import add_captions, list_captions, remove_captions, show_captions
-from pipeline.errors import CacheError, CacheMismatchError, DataError, ShardError, TeacherError
+from pipeline.errors import (
+    CacheError,
+    CacheMismatchError,
+    DataError,
+    ShardError,
+    StudentError,
+    TeacherError,
+)
+from pipeline.frozen.texts import TextFeatureOptions, TextFeatures
 from pipeline.runtime import torch_threads
 from pipeline.shards import find_shards, write_shards
 from pipeline.teacher import TeacherOptions, load_teacher
 from tests.inputs import build, captioned_samples, captions_at, make_teacher
 from tests.runs import held_elsewhere
+from tests.shared.encoders import make_text_encoder
 from tests.trees import tree_digests, tree_stamps
 
 TEST = [(place, text) for place in range(12) for text in captions_at(place)]
@@ -299,3 +309,109 @@ def test_shards_without_any_caption_are_told_before_a_teacher_is_loaded(
 def test_sets_are_listed_by_name(captioned_copy: Path, captioned_shards: Path) -> None:
     add(captioned_copy, captioned_shards, split="train")
     assert [item.name for item in list_captions(captioned_copy)] == ["test", "train"]
+
+
+# --- embedded by a text encoder, where the teacher reads no text ---------------------------------
+
+
+@pytest.fixture
+def vision_copy(tmp_path: Path, vision_cache: Path) -> Path:
+    return Path(shutil.copytree(vision_cache, tmp_path / "vision"))
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_text_encoder(tmp_path_factory.mktemp("captions") / "bert")
+
+
+def embed(cache: Path, shards: Path, bert: Path, name: str = "test", **options: Any) -> bool:
+    spec = TextFeatureOptions(text=str(bert), **{"max_tokens": 12, **options})
+    given = find_shards([str(shards)])
+    return add_captions(cache, given, name=name, device="cpu", encoder=spec)
+
+
+def test_texts_that_lie_there_are_embedded_in_their_place_and_say_by_what(
+    vision_copy: Path, captioned_shards: Path, bert: Path
+) -> None:
+    import torch
+
+    before, plain = tree_stamps(vision_copy), opened(vision_copy)
+    assert plain.encoder is None
+    assert embed(vision_copy, captioned_shards, bert)
+    after = tree_stamps(vision_copy)
+    others = {name: stamp for name, stamp in before.items() if "captions/test/" not in name}
+    assert {name: stamp for name, stamp in after.items() if "captions/test/" not in name} == others
+    captions = opened(vision_copy)
+    assert (captions.texts, captions.rows_K.tolist()) == (plain.texts, plain.rows_K.tolist())
+    spec = TextFeatureOptions(text=str(bert), max_tokens=12)
+    features = TextFeatures(spec, torch.device("cpu"))
+    assert captions.encoder == features.fingerprint()
+    np.testing.assert_allclose(
+        captions.embeddings_KD, features.embed_texts(captions.texts).numpy(), atol=1e-6
+    )
+    assert captions.token_counts_K.min() > 5
+    assert "embedded by" in (line := show_captions(vision_copy, "test").line())
+    assert "bert (3 layers, mean)" in line
+
+
+def test_an_embedded_set_is_there_for_its_encoder_and_for_who_wants_texts_alone(
+    vision_copy: Path, captioned_shards: Path, bert: Path, vision_recipe: Path, tmp_path: Path
+) -> None:
+    embed(vision_copy, captioned_shards, bert)
+    before = tree_stamps(vision_copy)
+    moved = Path(shutil.copytree(bert, tmp_path / "moved"))
+    assert not embed(vision_copy, captioned_shards, moved)
+    assert not add(vision_copy, captioned_shards)
+    build(vision_copy, captioned_shards, vision_recipe)  # whose recipe has captions: true
+    assert tree_stamps(vision_copy) == before
+
+
+def test_captions_of_another_encoder_are_refused_with_what_differs(
+    vision_copy: Path, captioned_shards: Path, bert: Path, tmp_path: Path
+) -> None:
+    embed(vision_copy, captioned_shards, bert)
+    before = tree_stamps(vision_copy)
+    with pytest.raises(CacheMismatchError, match="give these another --name") as caught:
+        embed(vision_copy, captioned_shards, bert, pooling="cls")
+    assert caught.value.differences == [("encoder.pooling", "mean", "cls")]
+    other = make_text_encoder(tmp_path / "bert", seed=1)  # the same name, other weights: stale
+    with pytest.raises(CacheMismatchError) as caught:
+        embed(vision_copy, captioned_shards, other)
+    assert [field for field, _, _ in caught.value.differences] == ["encoder.weights_sha256"]
+    assert tree_stamps(vision_copy) == before
+    assert embed(vision_copy, captioned_shards, other, name="other")
+
+
+def test_an_encoder_that_cannot_be_had_or_is_not_wanted_is_refused(
+    vision_copy: Path, captioned_copy: Path, captioned_shards: Path, bert: Path, tmp_path: Path
+) -> None:
+    before = tree_stamps(vision_copy)
+    with pytest.raises(StudentError, match="cannot load text encoder"):
+        embed(vision_copy, captioned_shards, tmp_path / "none")
+    assert tree_stamps(vision_copy) == before
+    with pytest.raises(CacheError, match="leave --text-encoder out"):
+        embed(captioned_copy, captioned_shards, bert, name="more")
+
+
+def test_captions_too_long_for_an_encoder_are_cut_and_told(
+    vision_copy: Path, captioned_shards: Path, bert: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    embed(vision_copy, captioned_shards, bert, max_tokens=5)
+    captions = opened(vision_copy)
+    assert captions.token_counts_K.max() <= 5
+    assert {cut["tokens"] for cut in captions.cuts} == {10}
+    assert len(captions.cuts) == len(captions.texts)
+    assert "captions test: caption 0 has 10 tokens and was cut after 'Square 0 in'" in caplog.text
+
+
+def test_the_teacher_still_retrieves_nothing_by_them(
+    vision_copy: Path, captioned_shards: Path, bert: Path
+) -> None:
+    from pipeline.evaluate import CachedData, _in_cache
+
+    embed(vision_copy, captioned_shards, bert)
+    test = TargetCache.open(vision_copy, "test", "eval")
+    data = CachedData(vision_copy, 0, list, (), named=False, zeroshot=None)
+    found, why = _in_cache(test, data, {"captions"})
+    assert "captions" not in found
+    assert "reads no text" in why["captions"]

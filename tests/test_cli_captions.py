@@ -1,9 +1,11 @@
 """The captions commands: what they print, and how they exit."""
 
 import json
+import shutil
 from pathlib import Path
 
 from tests.conftest import Invoke
+from tests.shared.encoders import make_text_encoder
 from tests.test_cli import fails
 
 
@@ -45,3 +47,25 @@ def test_what_the_user_can_mend_exits_1(
     fails(beamclip("captions", "remove", captioned_copy, "tset"), 1, "did you mean 'test'")
     fails(beamclip("captions", "list", tmp_path / "none"), 1, "no cache in")
     fails(beamclip("captions", "add", captioned_copy), 2, "--shards")
+
+
+def test_a_text_encoder_embeds_what_the_teacher_cannot_read(
+    beamclip: Invoke, vision_cache: Path, captioned_shards: Path, tmp_path: Path
+) -> None:
+    cache = Path(shutil.copytree(vision_cache, tmp_path / "cache"))
+    bert = make_text_encoder(tmp_path / "bert")
+    given = ("captions", "add", cache, "--shards", captioned_shards, "--device", "cpu")
+    named = ("--text-encoder", bert, "--text-layers", 2, "--pooling", "cls", "--max-tokens", 12)
+    added = beamclip(*given, *named, "--json")
+    assert added.code == 0, added.err
+    said = json.loads(added.out)
+    found = said["encoder"]
+    assert said["added"]
+    assert (found["model"], found["layers"], found["pooling"]) == (str(bert), 2, "cls")
+    assert "bert (2 layers, cls)" in beamclip("captions", "show", cache, "test").out
+    again = beamclip(*given, *named)
+    assert again.out.startswith("there: test: ")
+    fails(beamclip(*given, *named[:2], "--max-tokens", 12), 1, "encoder.pooling")
+    fails(beamclip(*given, "--pooling", "cls"), 2, "name it")
+    fails(beamclip(*given, "--text-encoder", bert, "--max-tokens", 1), 2, "max_tokens is at least")
+    assert beamclip("cache", "verify", cache, "--full").code == 0

@@ -1,6 +1,6 @@
 """Checks a cache's captions: arrays, sums, and that they tell of samples that its units have.
 
-Shape letters: K captions, D teacher dimension.
+Shape letters: K captions, D dimension of what embedded them.
 """
 
 import json
@@ -31,7 +31,10 @@ def check_captions(
             findings.add(place, "was embedded by another teacher")
         for fault in _shard_faults(attributes, shards):
             findings.add(place, fault)
-        dim = manifest["teacher"]["dim"] if layout.reads_text(manifest) else 0  # 0: not embedded
+        encoder = attributes.get("encoder")
+        if encoder is not None and layout.reads_text(manifest):
+            findings.add(place, f"was embedded by a text encoder, not by the teacher: {AGAIN}")
+        dim = _dim(manifest, encoder)
         lengths = {"K": attributes["counts"]["captions"], "D": dim, "2": 2}
         stored = StoredGroup(folder, layout.CAPTION_ARRAYS, lengths, attributes["digests"])
         for array in layout.CAPTION_ARRAYS:
@@ -39,6 +42,13 @@ def check_captions(
                 values = stored.read(array)
                 if array == "samples":
                     _check_samples(values, attributes, shards)
+
+
+def _dim(manifest: Mapping[str, Any], encoder: Mapping[str, Any] | None) -> int:
+    """Return the size of an embedding; 0 where neither teacher nor text encoder made any."""
+    if encoder is not None:
+        return int(encoder["dim"])
+    return int(manifest["teacher"]["dim"]) if layout.reads_text(manifest) else 0
 
 
 def read_caption_attributes(folder: Path) -> Attributes:
@@ -51,6 +61,10 @@ def read_caption_attributes(folder: Path) -> Attributes:
         numbers += [shard["bytes"] for shard in shards]
         texts = [attributes["name"], attributes["split"], attributes["teacher"]]
         texts += [shard[name] for shard in shards for name in ("name", "sha256")]
+        if (encoder := attributes.get("encoder")) is not None:
+            numbers += [encoder[name] for name in ("dim", "layers", "max_tokens")]
+            texts += [encoder[name] for name in ("model", "weights_sha256", "tokens_sha256")]
+            texts.append(encoder["pooling"])
         _ = dict(attributes["digests"]), dict(attributes["left_out"]), list(attributes["cuts"])
     except Exception as error:  # garbage is no JSON, or JSON of any shape
         raise Damaged(f"its zarr.json is damaged ({told(error)}): {AGAIN}") from None

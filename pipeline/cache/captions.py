@@ -20,11 +20,13 @@ from pipeline.options import differences, nearest
 class Captions:
     """Captions of a split's samples, as the teacher embeds them, in the order of the shards.
 
-    embeddings_KD: float32, normalised. rows_K: int64, the row of the opened split that each tells
-    of, -1 if the opened generation has no such shard. valid_K: whether there is a row, and it has
-    its targets. texts: as they lie in the shards, stripped; `cuts` are those of which a part was
-    embedded ({caption, kept: characters, tokens: of the whole}). shards: all that were read for
-    captions; a sample of theirs without one is in no row.
+    embeddings_KD: float32, normalised. Of a teacher that reads no text D is 0, or the width of the
+    text encoder that embedded them, in a space of its own: `encoder` says which. rows_K: int64, the
+    row of the opened split that each tells of, -1 if the opened generation has no such shard.
+    valid_K: whether there is a row, and it has its targets. texts: as they lie in the shards,
+    stripped; `cuts` are those of which a part was embedded ({caption, kept: characters, tokens: of
+    the whole}). shards: all that were read for captions; a sample of theirs without one is in no
+    row.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Captions:
     token_counts_K: np.ndarray
     cuts: tuple[Mapping[str, int], ...]
     shards: tuple[str, ...]
+    encoder: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class StoredCaptions:
 
     samples_K2: int64, (place in `shards`, ordinal in that shard). shards: {name, bytes, sha256}.
     counts: samples read, captioned, captions. left_out: texts that could not be taken, by reason.
+    encoder: the fingerprint of the text encoder that embedded them, where the teacher reads none.
     """
 
     name: str
@@ -56,6 +60,7 @@ class StoredCaptions:
     cuts: tuple[Mapping[str, int], ...]
     counts: Mapping[str, int]
     left_out: Mapping[str, int]
+    encoder: Mapping[str, Any] | None = None
 
 
 def read_captions(cache: Path, name: str) -> StoredCaptions:
@@ -82,6 +87,7 @@ def read_captions(cache: Path, name: str) -> StoredCaptions:
             cuts=tuple(attributes["cuts"]),
             counts=attributes["counts"],
             left_out=attributes["left_out"],
+            encoder=attributes.get("encoder"),
         )
     except (KeyError, TypeError) as error:
         raise CacheError(
@@ -130,4 +136,5 @@ def located(
         token_counts_K=stored.token_counts_K,
         cuts=stored.cuts,
         shards=tuple(shard["name"] for shard in stored.shards),
+        encoder=stored.encoder,
     )

@@ -15,9 +15,11 @@ from pipeline.audit.verify import verify_cache
 from pipeline.cache import layout
 from pipeline.caption_sets import add_captions
 from pipeline.errors import LossesError
+from pipeline.frozen.texts import TextFeatureOptions
 from pipeline.shards import find_shards, write_shards
 from tests.audit.damage import DAMAGES, chunk, flip
 from tests.inputs import build, captioned_samples
+from tests.shared.encoders import make_text_encoder
 from tests.trees import cache_digests, tree_digests
 
 TEST = "captions/test"
@@ -102,6 +104,58 @@ def test_attributes_that_do_not_add_up_are_found(
 def test_a_damaged_unit_is_no_fault_of_its_captions(captioned_copy: Path) -> None:
     (captioned_copy / "units" / "test-000001.eval.v0-0" / "zarr.json").write_text("{")
     assert found(captioned_copy) == [("units/test-000001.eval.v0-0", None)]
+
+
+@pytest.fixture(scope="module")
+def text_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_text_encoder(tmp_path_factory.mktemp("captions") / "bert")
+
+
+@pytest.fixture
+def embedded_copy(
+    tmp_path: Path, vision_cache: Path, captioned_shards: Path, text_encoder: Path
+) -> Path:
+    """A copy of the cache whose teacher reads no text, its test captions embedded by an encoder."""
+    cache = Path(shutil.copytree(vision_cache, tmp_path / "embedded"))
+    spec = TextFeatureOptions(text=str(text_encoder), max_tokens=12)
+    add_captions(cache, find_shards([str(captioned_shards)]), device="cpu", encoder=spec)
+    return cache
+
+
+def test_captions_that_an_encoder_embedded_are_no_problem(embedded_copy: Path) -> None:
+    for full in (False, True):
+        verdict = verify_cache(embedded_copy, full=full)
+        assert (verdict.problems, verdict.foreign) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda a: a["encoder"].update(dim=32), "shape"),
+        (lambda a: a["encoder"].update(dim="64"), "a number or a text is none"),
+        (lambda a: a["encoder"].update(pooling=None), "a number or a text is none"),
+        (lambda a: a["encoder"].pop("weights_sha256"), "damaged"),
+        (lambda a: a.update(encoder=[]), "damaged"),
+        (lambda a: a.pop("encoder"), "shape"),
+    ],
+)
+def test_an_encoder_that_does_not_add_up_is_found(
+    embedded_copy: Path, change: Callable[[Attributes], object], what: str
+) -> None:
+    edit(embedded_copy, change)
+    problems = verify_cache(embedded_copy).problems
+    assert {problem.place for problem in problems} == {TEST}
+    assert what in " ".join(problem.what for problem in problems)
+
+
+def test_an_encoder_beside_a_teacher_that_reads_text_is_found(
+    captioned_copy: Path, embedded_copy: Path
+) -> None:
+    metadata = json.loads((embedded_copy / TEST / "zarr.json").read_text(encoding="utf-8"))
+    encoder = {**metadata["attributes"]["encoder"], "dim": 16}
+    edit(captioned_copy, lambda attributes: attributes.update(encoder=encoder))
+    (problem,) = verify_cache(captioned_copy).problems
+    assert "embedded by a text encoder, not by the teacher" in problem.what
 
 
 # --- info, diff ----------------------------------------------------------------------------------
