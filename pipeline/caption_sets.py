@@ -6,7 +6,7 @@ what embedded them.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from pipeline.frozen.texts import TextFeatureOptions, TextFeatures
 from pipeline.options import differences, nearest
 from pipeline.runtime import pick_device
 from pipeline.shards import Shard
+from pipeline.teacher import Teacher
 from pipeline.text_tower import TextTower, cached_teacher, embed_means, tell_cuts
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_+-]*")
@@ -130,6 +131,40 @@ def add_captions(
         added = writer.publish_captions(cache, name, *made)
         writer.sweep(cache)
         return added
+
+
+def remade(
+    manifest: Mapping[str, Any],
+    collected: Collected,
+    old: Mapping[str, Any],
+    *,
+    device: str,
+    teacher: Callable[[], Teacher],
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return what is published of damaged captions anew, by whatever embedded them.
+
+    old: their attributes. teacher: loads the cache's own, if it is needed. Raises
+    CacheMismatchError if their text encoder is another one by now.
+    """
+    name, split, was = old["name"], old["split"], old.get("encoder")
+    if layout.reads_text(manifest):
+        return embedded(teacher(), manifest, collected, name=name, split=split)
+    if was is None:
+        return plain(manifest, collected, split=split)
+    spec = TextFeatureOptions(
+        text=was["model"],
+        layers=was["layers"],
+        pooling=was["pooling"],
+        max_tokens=was["max_tokens"],
+    )
+    features = TextFeatures(spec, pick_device(device))
+    if changed := differences(was, features.fingerprint()):
+        raise CacheMismatchError(
+            f"captions {name!r} were embedded by a text encoder that is another by now; take them "
+            "away with `beamclip captions remove` and add them again:",
+            changed,
+        )
+    return _by_encoder(features, manifest, collected, name=name, split=split)
 
 
 def remove_captions(cache: Path, name: str) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from pipeline.cache import layout, writer
 from pipeline.cache.arrays import read_array
 from pipeline.cache.reader import read_manifest
 from pipeline.cache.seal import seal_cache
-from pipeline.caption_sets import embedded
+from pipeline.caption_sets import remade
 from pipeline.caption_shards import collect_captions, held_shards
 from pipeline.cluster import Place
 from pipeline.embed import CacheOptions, build_cache
@@ -91,7 +91,7 @@ def repair_cache(
         build_cache(
             cache,
             shards,
-            spec,
+            replace(spec, captions=False),  # it would read those that are damaged
             recipe=manifest["made_with"]["recipe"],
             place=Place(workers=workers, device=device),
             redo=report.units,
@@ -232,10 +232,15 @@ def _mend_captions(
         if [item.as_mapping() for item in held] != read:
             continue
         collected = collect_captions(held)
-        teacher = live_teacher(cache, manifest, spec.teacher, device)
-        arrays, anew = embedded(teacher, manifest, collected, name=name, split=split)
+        made = remade(
+            manifest,
+            collected,
+            attributes,
+            device=device,
+            teacher=lambda: live_teacher(cache, manifest, spec.teacher, device),
+        )
         writer.drop_captions(cache, name)
-        writer.publish_captions(cache, name, arrays, anew)
+        writer.publish_captions(cache, name, *made)
         mended.append(name)
     writer.sweep(cache)
     return mended

@@ -14,7 +14,7 @@ from pipeline.audit.repair import RepairReport, repair_cache
 from pipeline.audit.verify import verify_cache
 from pipeline.cache import layout
 from pipeline.caption_sets import add_captions
-from pipeline.errors import LossesError
+from pipeline.errors import CacheMismatchError, LossesError
 from pipeline.frozen.texts import TextFeatureOptions
 from pipeline.shards import find_shards, write_shards
 from tests.audit.damage import DAMAGES, chunk, flip
@@ -237,3 +237,24 @@ def test_captions_that_do_not_say_of_which_shards_they_are_stay_and_are_told(
         repair(captioned_copy, captioned_shards)
     assert "captions add` it again" in str(caught.value)
     assert cache_digests(captioned_copy) == before
+
+
+def test_captions_that_an_encoder_embedded_are_mended_by_it(
+    embedded_copy: Path, captioned_shards: Path
+) -> None:
+    before = cache_digests(embedded_copy)
+    flip(chunk_of(embedded_copy, "embeddings"))
+    texts = (embedded_copy / "captions" / "train" / "texts" / "c").rglob("*")
+    flip(next(file for file in texts if file.is_file()))  # of captions that nothing embedded
+    assert repair(embedded_copy, captioned_shards).captions == ["test", "train"]
+    assert cache_digests(embedded_copy) == before
+
+
+def test_captions_are_not_mended_by_another_encoder(
+    embedded_copy: Path, captioned_shards: Path, tmp_path: Path
+) -> None:
+    other = str(make_text_encoder(tmp_path / "other", seed=1))
+    edit(embedded_copy, lambda attributes: attributes["encoder"].update(model=other))
+    flip(chunk_of(embedded_copy, "embeddings"))
+    with pytest.raises(CacheMismatchError, match=r"(?s)another by now.*weights_sha256"):
+        repair(embedded_copy, captioned_shards)
