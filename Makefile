@@ -9,6 +9,7 @@ RUN     ?= data/runs/$(NAME)-{model}
 SWEEP   ?= $(RECIPE)
 RESULTS ?= data/sweeps/$(basename $(notdir $(SWEEP)))
 WORKERS ?= 0
+SEEDS   ?=
 SET     ?=
 
 # MODEL may name several students, which share one stream of batches: MODEL=rn18,rn50
@@ -46,7 +47,7 @@ help: ## List the targets and their variables
 	@echo
 	@echo "Variables: RECIPE=$(RECIPE) MODEL=$(MODEL) DATA=$(DATA) CACHE=$(CACHE)"
 	@echo "           RUN=$(RUN) SWEEP=$(SWEEP) RESULTS=$(RESULTS)"
-	@echo "           WORKERS=$(WORKERS) SET='--set training.seed=1'"
+	@echo "           WORKERS=$(WORKERS) SEEDS=0,1 (of a sweep) SET='--set training.seed=1'"
 
 setup: $(STAMP) ## Make .venv and install beamclip in it; nothing if it is current
 
@@ -82,7 +83,7 @@ probe: train-student ## Score RUN beside its teacher; makes all that is missing 
 	$(foreach model,$(MODELS),$(BIN)/beamclip probe --run "$(subst {model},$(model),$(RUN))" &&) true
 
 sweep: $(SEAL) ## Train and score every recipe of SWEEP's grid from CACHE into RESULTS; goes on if begun
-	$(BIN)/beamclip sweep $(SWEEP) --cache $(CACHE) --shards $(DATA) --out $(RESULTS) $(SET)
+	$(BIN)/beamclip sweep $(SWEEP) --cache $(CACHE) --shards $(DATA) --out $(RESULTS) $(addprefix --seeds ,$(SEEDS)) $(SET)
 
 report: sweep ## Lay the runs of SWEEP out as one page, RESULTS/report.html
 	$(BIN)/beamclip report $(RESULTS)/*/seed-*/ --out $(RESULTS)/report.html --csv $(RESULTS)/scores.csv
