@@ -190,7 +190,7 @@ def test_anchors_that_are_no_vectors_are_an_error(
     edit_weights(folder, "text_projection", lambda projection: projection.fill_(np.nan))
     done = beamclip(*command(tmp_path / "cache", shards_dir, recipe_file, folder))
     assert done.code == 1
-    assert "the teacher gave a vector that is not finite" in done.err
+    assert "the model gave a vector that is not finite" in done.err
     assert check_law(tmp_path / "cache", exit_code=done.code).published == set()
 
 
