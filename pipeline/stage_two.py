@@ -143,7 +143,7 @@ def _begun(
             init = inits[run] if run in inits else run.read_origin().get("init")
             origin = {**_origin(setting, own, live), "init": init, **told}
             run.begin(own.resolved(), origin, resume=resume)
-            if setting.reader is not None:
+            if setting.reader is not None and not run.is_finished():
                 setting.reader.save(run.path / TEXT_FOLDER)
         yield
 
@@ -307,6 +307,7 @@ def _origin(setting: Setting, recipe: Recipe, live: bool) -> dict[str, Any]:
             "anchors": _digest(setting.sets["anchors"]),
             "live_targets": live,
             "window_shards": window_shards(recipe, setting.shards),
+            **({} if setting.reader is None else {"tokens": setting.reader.digest}),
             **further,
         },
         "prompt_sets": {use: anchors.name for use, anchors in setting.sets.items() if anchors.name},

@@ -17,7 +17,7 @@ from pipeline.bank import Bank
 from pipeline.batches import TrainingBatches, ViewBatch
 from pipeline.cache.reader import TargetCache
 from pipeline.contracts import Keys
-from pipeline.errors import CacheError, RecipeError, StudentError
+from pipeline.errors import CacheError, RecipeError, RunError, StudentError
 from pipeline.probing import probe
 from pipeline.ranks import ALONE, Ranks
 from pipeline.reading import texts_of
@@ -213,6 +213,21 @@ def test_stopped_and_gone_on_with_in_an_epoch_is_the_same_bit_for_bit(
     assert list((tmp_path / "run").glob("checkpoint-*.pt"))
     go(resume=True)
     assert_same(weights_of(tmp_path / "run"), weights_of(trained))
+
+
+def test_another_tokenizer_does_not_go_on_with_a_run(
+    vision_cache: Path, captioned_shards: Path, shared_recipe: Path, tmp_path: Path
+) -> None:
+    """The name of the text encoder is the same, and what lies there is not."""
+    folder = Path(load_recipe(str(shared_recipe)).student.shared.text)
+    moved = Path(shutil.copytree(folder, tmp_path / "bert"))
+    own = load_recipe(str(shared_recipe), [f"student.shared.text={moved}", "training.epochs=1"])
+    train(own, vision_cache, captioned_shards, tmp_path / "run")
+    told = json.loads((moved / "tokenizer.json").read_text())
+    told["normalizer"]["lowercase"] = not told["normalizer"]["lowercase"]
+    (moved / "tokenizer.json").write_text(json.dumps(told))
+    with pytest.raises(RunError, match="tokens: run has"):
+        train(own, vision_cache, captioned_shards, tmp_path / "run", resume=True)
 
 
 @pytest.mark.slow
