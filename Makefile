@@ -12,9 +12,6 @@ WORKERS ?= 0
 SEEDS   ?=
 SET     ?=
 
-# MODEL may name several students, which share one stream of batches: MODEL=rn18,rn50
-comma  := ,
-MODELS := $(subst $(comma), ,$(MODEL))
 
 # Tests run in a process for each core, at most four.
 TOGETHER := -n auto --maxprocesses 4
@@ -33,6 +30,10 @@ ifneq ($(filter $(RECIPE),shared-small),)
 INPUTS  += data/teachers/$(RECIPE)/backbone.safetensors data/encoders/$(RECIPE)/config.json
 MODEL   := shared
 endif
+
+# MODEL may name several students, which share one stream of batches: MODEL=rn18,rn50
+comma  := ,
+MODELS := $(subst $(comma), ,$(MODEL))
 
 # Where Fashion-MNIST's files lie, if not to be downloaded: Debian has them as a package.
 FASHION_MNIST ?= $(wildcard /usr/share/datasets/fashion-mnist)
