@@ -12,7 +12,6 @@ WORKERS ?= 0
 SEEDS   ?=
 SET     ?=
 
-
 # Tests run in a process for each core, at most four.
 TOGETHER := -n auto --maxprocesses 4
 
