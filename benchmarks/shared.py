@@ -89,7 +89,7 @@ class _Step:
 
     def __init__(self, student: SharedStudent) -> None:
         terms = parse_terms({"itc": {}, "kd_bank": {"bank": BANK}}, where="benchmark")
-        sizes = Sizes(DIM, DIM, 0, 0, width=student.width, inner=student.inner)
+        sizes = Sizes(DIM, DIM, 0, 0, width=student.width)
         self._joint = Joint(student, LossSum(terms, sizes)).to(DEVICE)
         self._optimizer = build_optimizer(self._joint, SPEC)
         self.views = torch.randint(0, 256, (BATCH, 3, 224, 224), dtype=torch.uint8, device=DEVICE)

@@ -75,9 +75,6 @@ class ViewBatch:
     def pin_memory(self) -> "ViewBatch":
         """Return the batch in memory that a GPU copies from by itself."""
         geometry = {size: views.pin_memory() for size, views in self.geometry.items()}
-        tokens = self.tokens
-        if tokens is not None:
-            tokens = TokenBatch(tokens.tokens_BL.pin_memory(), tokens.mask_BL.pin_memory())
         return replace(
             self,
             geometry=geometry,
@@ -86,7 +83,7 @@ class ViewBatch:
             norms_B=self.norms_B.pin_memory(),
             others=tuple(target_BD.pin_memory() for target_BD in self.others),
             labels_B=self.labels_B.pin_memory(),
-            tokens=tokens,
+            tokens=None if self.tokens is None else self.tokens.pin_memory(),
         )
 
 

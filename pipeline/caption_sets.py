@@ -103,14 +103,8 @@ def add_captions(
     LibraryError for an encoder that cannot be had.
     """
     name = split if name is None else name
-    if not _NAME.fullmatch(name):
-        raise DataError(f"captions {name!r}: a name may hold letters, digits and _ + - only")
     manifest = read_manifest(cache)
-    if encoder is not None and layout.reads_text(manifest):
-        raise CacheError(
-            f"{cache}: its teacher, {manifest['teacher']['model']}, reads text and embeds captions "
-            "itself: leave --text-encoder out"
-        )
+    _check_asked(cache, manifest, name, encoder)
     with writer.exclusive(cache):
         writer.sweep(cache)
         held = held_shards(cache, manifest, split, shards)
@@ -165,6 +159,19 @@ def remade(
             changed,
         )
     return _by_encoder(features, manifest, collected, name=name, split=split)
+
+
+def _check_asked(
+    cache: Path, manifest: Mapping[str, Any], name: str, encoder: TextFeatureOptions | None
+) -> None:
+    """Raise DataError for a name that is none, CacheError for an encoder that has no place."""
+    if not _NAME.fullmatch(name):
+        raise DataError(f"captions {name!r}: a name may hold letters, digits and _ + - only")
+    if encoder is not None and layout.reads_text(manifest):
+        raise CacheError(
+            f"{cache}: its teacher, {manifest['teacher']['model']}, reads text and embeds captions "
+            "itself: leave --text-encoder out"
+        )
 
 
 def remove_captions(cache: Path, name: str) -> None:

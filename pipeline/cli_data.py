@@ -69,6 +69,27 @@ def _add_known(group: click.Group) -> None:
         _add(name, DATASETS[name])
 
 
+# Of every known dataset, from the last shown to the first.
+_OF_EVERY = (
+    json_option,
+    click.option("--caption-seed", type=click.IntRange(0), help="Which captions.  [default: 0]"),
+    click.option(
+        "--captions",
+        type=click.IntRange(1),
+        metavar="K",
+        help="Of a labelled dataset: write K captions of its class for each image.",
+    ),
+    click.option("--val", default=0.0, help="Share of train that becomes the split val."),
+    _max_px,
+    click.option(
+        "--from",
+        "source",
+        type=PATH,
+        help="Folder with the official files.  [default: download, if that can be done]",
+    ),
+)
+
+
 def _add(name: str, known: "Known") -> None:
     """Make the command of a known dataset."""
 
@@ -105,25 +126,8 @@ def _add(name: str, known: "Known") -> None:
         names = f"{flag}/--no-{flag[2:]}" if isinstance(default, bool) else flag
         command = click.option(names, default=default, show_default=True, help=words)(command)
     for decorate in (
-        json_option,
-        click.option(
-            "--caption-seed", type=click.IntRange(0), help="Which captions.  [default: 0]"
-        ),
-        click.option(
-            "--captions",
-            type=click.IntRange(1),
-            metavar="K",
-            help="Of a labelled dataset: write K captions of its class for each image.",
-        ),
-        click.option("--val", default=0.0, help="Share of train that becomes the split val."),
-        _max_px,
+        *_OF_EVERY,
         _per_shard(known.per_shard),
-        click.option(
-            "--from",
-            "source",
-            type=PATH,
-            help="Folder with the official files.  [default: download, if that can be done]",
-        ),
         _out,
         data.command(name, help=known.about, short_help=known.about),
     ):

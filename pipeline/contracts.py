@@ -23,6 +23,20 @@ class TokenBatch:
     tokens_BL: "torch.Tensor"
     mask_BL: "torch.Tensor"
 
+    def to(self, device: "torch.device") -> "TokenBatch":
+        """Return them on a device; from page-locked memory the copy is not waited for."""
+        return TokenBatch(
+            self.tokens_BL.to(device, non_blocking=True), self.mask_BL.to(device, non_blocking=True)
+        )
+
+    def pin_memory(self) -> "TokenBatch":
+        """Return them in memory that a GPU copies from by itself."""
+        return TokenBatch(self.tokens_BL.pin_memory(), self.mask_BL.pin_memory())
+
+    def part(self, here: slice) -> "TokenBatch":
+        """Return the texts of a part of the batch."""
+        return TokenBatch(self.tokens_BL[here], self.mask_BL[here])
+
 
 @dataclass(frozen=True)
 class Branch:

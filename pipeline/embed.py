@@ -10,9 +10,10 @@ from typing import Any
 
 from pipeline import runtime
 from pipeline.cache import layout, writer
+from pipeline.cache.captions import read_captions
 from pipeline.cache.reader import read_manifest
 from pipeline.cache.seal import SplitCounts, seal_cache
-from pipeline.caption_sets import add_captions
+from pipeline.caption_sets import add_captions, remove_captions
 from pipeline.cluster import HERE, Place, check_place
 from pipeline.decode import DecodePolicy
 from pipeline.errors import LossesError
@@ -122,8 +123,8 @@ def build_cache(
         counts = seal_cache(cache, manifest, spec.max_skip_fraction)
         _seal_others(cache, manifest["generation"], spec.max_skip_fraction)
         writer.sweep(cache)  # of workers that died on the way
-    for split in manifest["splits"] if spec.captions else ():
-        add_captions(cache, shards, split=split, device=device)
+    if spec.captions and agreed.newest == manifest["generation"]:
+        _keep_captions(cache, manifest, shards, device)
     return CacheReport(
         cache=str(cache),
         generation=manifest["generation"],
@@ -135,6 +136,22 @@ def build_cache(
         anchors=[item.name for item in sets],
         counts=counts,
     )
+
+
+def _keep_captions(
+    cache: Path, manifest: Mapping[str, Any], shards: Sequence[Shard], device: str
+) -> None:
+    """Add the captions of every split; where shards have come to it since, read them anew.
+
+    Runs that are pinned to an older generation find theirs among them.
+    """
+    for split, content in manifest["splits"].items():
+        if split in layout.caption_names(cache):
+            known = {shard["name"] for shard in read_captions(cache, split).shards}
+            if not {shard["name"] for shard in content["shards"]} <= known:
+                _log.info("captions %s: the split has grown, they are read anew", split)
+                remove_captions(cache, split)
+        add_captions(cache, shards, split=split, device=device)
 
 
 def _prompt_sets(

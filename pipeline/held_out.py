@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from pipeline.batches import ViewBatch, eval_batches
 from pipeline.cache import layout
 from pipeline.cache.reader import Anchors, TargetCache
-from pipeline.contracts import TokenBatch
 from pipeline.order import hold_out
 from pipeline.schedule import EVAL
 from pipeline.shards import Shard
@@ -137,8 +136,8 @@ class HeldOut:
         found = []
         for begin in range(0, len(items_K), _TEXTS):
             tokens = self._texts.batch(items_K[begin : begin + _TEXTS])
-            here = TokenBatch(tokens.tokens_BL.to(self._device), tokens.mask_BL.to(self._device))
-            outputs = torch.func.functional_call(student, dict(state), (view_1, here))
+            here = (view_1, tokens.to(self._device))
+            outputs = torch.func.functional_call(student, dict(state), here)
             found.append(F.normalize(outputs.text.output_BE, dim=1).float().cpu())
         rows_K = torch.from_numpy(self._texts.rows_K[items_K])
         return torch.cat(found) if found else torch.empty(0), rows_K

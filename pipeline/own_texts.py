@@ -74,6 +74,5 @@ class OwnTexts:
         with torch.inference_mode():
             for begin in range(0, len(texts), _AT_ONCE):
                 tokens = self.reader.batch(tokens_KL[begin : begin + _AT_ONCE])
-                here = TokenBatch(tokens.tokens_BL.to(self.device), tokens.mask_BL.to(self.device))
-                found.append(student.embed_texts(here).float().cpu().numpy())
+                found.append(student.embed_texts(tokens.to(self.device)).float().cpu().numpy())
         return np.concatenate(found)

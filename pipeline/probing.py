@@ -62,13 +62,9 @@ def probe(
     manifest = read_manifest(cache_path, origin["cache"]["generation"])
     check_teacher_of(cache_path, manifest, origin["teacher"])
     usual = origin["prompt_sets"].get("zeroshot")
-    if zeroshot is not None and usual is None:
-        raise ProbeError(
-            f"--zeroshot {zeroshot} names a prompt set of the cache, and there is none that this "
-            "run could be scored by: its teacher reads no text"
-        )
-    if usual is not None and "anchors" in looked_at(spec):
+    if "anchors" in looked_at(spec) or usual is None:
         _check_zeroshot(cache_path, manifest, zeroshot, usual)
+    where = runtime.pick_device(device)
     shards, splits = _shards(shard_patterns, origin)
     data = CachedData(
         path=cache_path,
@@ -86,9 +82,9 @@ def probe(
         spec,
         asked=probes is not None,
         input_px=origin["input_px"],
-        device=runtime.pick_device(device),
+        device=where,
         store=FeatureStore(run.features_path),
-        texts=_own_texts(run, recipe, runtime.pick_device(device)),
+        texts=_own_texts(run, recipe, where),
         workers=workers,
         tell=tell,
     )
@@ -132,8 +128,21 @@ def _shards(
     return cache(lambda: shards_at(places)), {split for split, _ in places}
 
 
-def _check_zeroshot(cache: Path, manifest: Mapping[str, Any], asked: str | None, runs: str) -> None:
-    """Hold a zero-shot set's classes against those of the cache's own; the run's own may differ."""
+def _check_zeroshot(
+    cache: Path, manifest: Mapping[str, Any], asked: str | None, runs: str | None
+) -> None:
+    """Hold a zero-shot set's classes against those of the cache's own; the run's own may differ.
+
+    runs: the run's own set, None if its teacher reads no text; raises ProbeError if one is asked
+    for then.
+    """
+    if runs is None:
+        if asked is not None:
+            raise ProbeError(
+                f"--zeroshot {asked} names a prompt set of the cache, and there is none that this "
+                "run could be scored by: its teacher reads no text"
+            )
+        return
     own = own_set(cache, manifest)
     anchors = read_anchors(cache, asked or runs)
     if asked is None:

@@ -94,11 +94,7 @@ def train(
         setting = open_setting(
             recipe, caches, shards, list(folders.values()), generation, where, loading, ranks, live
         )
-        trainees = [
-            _trainee(run, own, setting, where, ranks)
-            for run, own in folders.items()
-            if not run.is_finished()
-        ]
+        trainees = _unfinished(folders, setting, where, ranks)
         if ranks.leads:
             told = {} if price is None else {"price": asdict(price)}
             begun = _begun(folders, trainees, setting, told, resume=resume, live=live is not None)
@@ -119,6 +115,14 @@ def train(
             )
         ranks.meet()
         return {run.path: run.last_metrics() for run in folders}
+
+
+def _unfinished(
+    runs: Mapping[RunDir, Recipe], setting: Setting, device: torch.device, ranks: Ranks
+) -> list[Trainee]:
+    """Return the students of the runs that are not finished, from their recipes' seeds."""
+    unfinished = [(run, own) for run, own in runs.items() if not run.is_finished()]
+    return [_trainee(run, own, setting, device, ranks) for run, own in unfinished]
 
 
 @contextmanager
@@ -175,6 +179,7 @@ def open_setting(
         device=device,
         reader=reader,
     )
+    others = [other for other, _ in further]
     sizes = {input_px(own, cache) for own in recipes}
     if live is not None:
         sizes.add(_teacher_px(cache))
@@ -185,7 +190,7 @@ def open_setting(
         batch_size=recipe.training.batch_size,
         num_views=recipe.views,
         seed=recipe.training.seed,
-        others=[other for other, _ in further],
+        others=others,
         texts=texts_of(cache, reader) if reader is not None and learns_pairs(recipe) else None,
         leave_out_N=None if held_out is None else held_out.leave_out_N,
         window=window_shards(recipe, shards),
@@ -195,7 +200,7 @@ def open_setting(
         check_digests=loading.check_digests,
     )
     return Setting(
-        caches=[cache, *(other for other, _ in further)],
+        caches=[cache, *others],
         teachers=[sets["anchors"], *(anchors for _, anchors in further)],
         sets=sets,
         shards=shards,
@@ -256,7 +261,6 @@ def _trainee(
                 num_anchors=len(anchors.embeddings_AD),
                 num_classes=int(cache.column("label").max()) + 1,
                 width=student.width if isinstance(student, SharedStudent) else 0,
-                inner=student.inner if isinstance(student, SharedStudent) else 0,
             ),
         )
     return Trainee(run, student, losses, recipe.training, size=size, device=device, ranks=ranks)

@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline import runtime
 from pipeline.bank import Bank
 from pipeline.batches import ViewBatch
-from pipeline.contracts import Keys, TargetBatch, TeacherTargets, TokenBatch
+from pipeline.contracts import Keys, TargetBatch, TeacherTargets
 from pipeline.errors import StudentError
 from pipeline.held_out import HeldOut
 from pipeline.optimizing import TrainOptions, check_precision, learning_rate
@@ -146,13 +146,7 @@ def _targets(
             TeacherTargets(target_BD.to(device, non_blocking=True), t.anchors_AD, t.logit_scale)
             for target_BD, t in zip(batch.others, teachers[1:], strict=True)
         ),
-        tokens=None if batch.tokens is None else _moved(batch.tokens, device),
-    )
-
-
-def _moved(tokens: TokenBatch, device: torch.device) -> TokenBatch:
-    return TokenBatch(
-        tokens.tokens_BL.to(device, non_blocking=True), tokens.mask_BL.to(device, non_blocking=True)
+        tokens=None if batch.tokens is None else batch.tokens.to(device),
     )
 
 

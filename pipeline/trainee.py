@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.contracts import TargetBatch, TokenBatch
+from pipeline.contracts import TargetBatch
 from pipeline.ema import Ema
 from pipeline.errors import StudentError
 from pipeline.joint import Joint, over_ranks, unsynchronised
@@ -265,7 +265,6 @@ class _Losses:
 
 def _cut(targets: TargetBatch, here: slice) -> TargetBatch:
     """Return what is said of a part of the batch; keys and bank stay those of the whole step."""
-    tokens = targets.tokens
     return replace(
         targets,
         target_BD=targets.target_BD[here],
@@ -274,5 +273,5 @@ def _cut(targets: TargetBatch, here: slice) -> TargetBatch:
         norms_B=targets.norms_B[here],
         first=targets.first + here.start,
         others=tuple(replace(o, target_BD=o.target_BD[here]) for o in targets.others),
-        tokens=None if tokens is None else TokenBatch(tokens.tokens_BL[here], tokens.mask_BL[here]),
+        tokens=None if targets.tokens is None else targets.tokens.part(here),
     )

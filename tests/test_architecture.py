@@ -100,7 +100,7 @@ LEVELS = (
     {"glue.scores", "glue.tokens"},
     {"glue.finetune"},
     {"glue.benchmark"},
-    {"report.svg", "report.collect"},
+    {"report.svg", "report.collect", "report.markdown"},
     {"report.charts", "report.maps", "report.seen", "report.cost"}
     | {"report.scores", "report.seeds", "report.tables"},
     {"report.pictures", "report.classes", "report.curves", "report.caveats"}

@@ -1,6 +1,7 @@
 """A teacher that sees images alone: its cache, a student of it, and what it cannot serve."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ from pipeline.cache.reader import TargetCache, read_manifest
 from pipeline.errors import CacheError, CacheMismatchError, RecipeError
 from pipeline.recipe import load_recipe
 from pipeline.rundir import RunDir
+from pipeline.shards import write_shards
 from pipeline.teacher import load_teacher
 from tests.conftest import Invoke
-from tests.inputs import build, captions_at
+from tests.inputs import build, captioned_samples, captions_at
 
 
 def test_targets_and_norms_together_are_what_the_teacher_gives(
@@ -55,6 +57,25 @@ def test_a_second_run_finds_all_done(
     told = json.loads(found.out)
     assert told["made"] == 0
     assert told["counts"]["test"] == {"seen": 12, "skipped": 1, "reasons": {"undecodable": 1}}
+
+
+def test_captions_grow_with_the_cache_and_the_command_of_before_stays_satisfied(
+    vision_cache: Path, captioned_shards: Path, vision_recipe: Path, tmp_path: Path
+) -> None:
+    cache = Path(shutil.copytree(vision_cache, tmp_path / "cache"))
+    more = Path(shutil.copytree(captioned_shards, tmp_path / "shards"))
+    (path,) = write_shards(captioned_samples(6, seed=3), more / "own", "train", per_shard=6)
+    path.rename(more / "train-000002.tar")
+    (more / "own").rmdir()
+    before = TargetCache.open(cache).captions("train")
+    build(cache, more, vision_recipe, extend=True)
+    grown = TargetCache.open(cache).captions("train")
+    assert grown.texts[: len(before.texts)] == before.texts
+    assert set(grown.rows_K.tolist()) - set(before.rows_K.tolist()) == set(range(24, 30))
+    old = TargetCache.open(cache, generation=0).captions("train")
+    assert old.rows_K[old.valid_K].tolist() == before.rows_K[before.valid_K].tolist()
+    build(cache, captioned_shards, vision_recipe)
+    assert TargetCache.open(cache).captions("train").texts == grown.texts
 
 
 def test_a_student_trains_from_it_and_is_scored(

@@ -67,7 +67,6 @@ def _built(split: FrozenSplit, spec: FrozenOptions) -> tuple[FrozenPair, LossSum
         num_anchors=0,
         num_classes=0,
         width=spec.width,
-        inner=spec.inner,
     )
     return model, LossSum(parse_terms({"itc": {}}, where="frozen"), sizes)
 

@@ -24,7 +24,7 @@ class Sizes:
 
     num_features: F of the backbone. dim: D of the (first) teacher. num_anchors: A. num_classes: one
     more than the highest label of the data; 0 if no sample has one. width: E of a model of images
-    and texts, inner: I; both 0 for a student of images alone.
+    and texts; 0 for a student of images alone.
     """
 
     num_features: int
@@ -32,7 +32,6 @@ class Sizes:
     num_anchors: int
     num_classes: int
     width: int = 0
-    inner: int = 0
 
 
 @options

@@ -13,6 +13,7 @@ from pipeline.errors import CacheError
 from pipeline.price import Price, price_of, training_hours
 from pipeline.price import span as span_of
 from pipeline.report.collect import RunFacts, parameters
+from pipeline.report.markdown import escaped
 from pipeline.report.svg import NONE
 from pipeline.rundir import WEIGHTS
 
@@ -95,7 +96,7 @@ def cost_markdown(costs: Sequence[tuple[RunFacts, Cost]]) -> str:
         [run.name, run.model, str(cost.epochs), span(cost.hours), cost.money or NONE]
         for run, cost in costs
     ]
-    lines = ["| " + " | ".join(map(_escaped, row)) + " |" for row in rows]
+    lines = ["| " + " | ".join(map(escaped, row)) + " |" for row in rows]
     return "\n".join([f"Cost: {COUNTED}", "", *lines]) + "\n"
 
 
@@ -106,7 +107,3 @@ def fingerprint_of(run: RunFacts) -> str | None:
     except (CacheError, OSError):
         return None
     return layout.fingerprint(manifest)
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

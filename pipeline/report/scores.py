@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.probes import PROBES
 from pipeline.report.collect import RunFacts, grouped
+from pipeline.report.markdown import escaped
 from pipeline.report.svg import percent
 
 # Not shares of images, but how a fit went.
@@ -66,8 +67,8 @@ def as_markdown(runs: Sequence[RunFacts]) -> str:
         head = ["", "encoder", *(f"{title} %" for title in table.columns)]
         rows = [
             [
-                _escaped(line.name),
-                _escaped(line.model),
+                escaped(line.name),
+                escaped(line.model),
                 *(
                     f"**{percent(share)}**" if table.is_best(line, place) else percent(share)
                     for place, share in enumerate(line.shares)
@@ -77,7 +78,7 @@ def as_markdown(runs: Sequence[RunFacts]) -> str:
         ]
         rule = ["---", "---", *("---:" for _ in table.columns)]
         lines = ["| " + " | ".join(row) + " |" for row in (head, rule, *rows)]
-        parts.append("\n".join([f"{_escaped(group[0].dataset)}, test images:", "", *lines]))
+        parts.append("\n".join([f"{escaped(group[0].dataset)}, test images:", "", *lines]))
     return "\n\n".join(parts or ["No run has scores yet."]) + "\n"
 
 
@@ -134,10 +135,6 @@ def _line(kind: str, runs: Sequence[RunFacts], keys: Sequence[tuple[str, str]]) 
     ]
     shares = tuple(known[0] if known else None for known in found)
     return Line(kind, name, model, run.dataset, shares)
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
 def _harmless(text: str) -> str:

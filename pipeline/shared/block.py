@@ -77,7 +77,7 @@ class SharedEncoder(nn.Module):
     ) -> None:
         """Draw its weights from torch's generator."""
         super().__init__()
-        self.width, self.inner = width, inner
+        self.width = width
         self.types_2E = nn.Parameter(torch.empty(2, width))
         self.type_scale = nn.Parameter(torch.full((width,), token_type_scale))
         self.blocks = nn.ModuleList(

@@ -14,7 +14,7 @@ def load_library() -> Any:
         import transformers
     except ImportError:
         raise LibraryError(
-            "a model of images and texts needs transformers, which is not installed: "
+            "text encoders need transformers, which is not installed: "
             "pip install 'beamclip[shared]'"
         ) from None
     return transformers

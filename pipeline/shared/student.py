@@ -37,7 +37,6 @@ class SharedStudent(nn.Module):
         super().__init__()
         self.backbone, self.text, self.adapter, self.shared = backbone, text, adapter, shared
         self.num_features = self.width = shared.width
-        self.inner = shared.inner
         self.memory_format = torch.contiguous_format  # of the pixels that the backbone gets
         self.started_from: dict[str, Any] | None = None  # the backbone's first weights, if given
         for name in ("mean", "std"):

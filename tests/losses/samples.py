@@ -14,9 +14,7 @@ TAUS = (0.01, 1 / 13, 1.0)
 DTYPES = (torch.float64, torch.float32)
 B, D, A, M, NUM_FEATURES, C = 7, 24, 11, 9, 5, 3
 WIDTH, INNER = 10, 13
-SIZES = Sizes(
-    num_features=NUM_FEATURES, dim=D, num_anchors=A, num_classes=C, width=WIDTH, inner=INNER
-)
+SIZES = Sizes(num_features=NUM_FEATURES, dim=D, num_anchors=A, num_classes=C, width=WIDTH)
 
 
 def rows(count: int, seed: int, dtype: torch.dtype = torch.float64, *, dim: int = D) -> Tensor:

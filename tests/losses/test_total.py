@@ -94,7 +94,7 @@ def test_says_whether_it_is_of_images_and_texts() -> None:
 
 @pytest.mark.parametrize("name", ["itc", "kd_bank", "kd_inbatch", "kd_mse", "kd_kl"])
 def test_a_student_of_images_alone_learns_nothing_from_pairs(name: str) -> None:
-    alone = replace(SIZES, width=0, inner=0)
+    alone = replace(SIZES, width=0)
     with pytest.raises(StudentError, match=rf"losses\.{name} needs a student that reads texts"):
         total(term_of(name), sizes=alone)
 

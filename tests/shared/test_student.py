@@ -48,7 +48,7 @@ def either(request: pytest.FixtureRequest, text_encoder: Path, wide: Path) -> Pa
 def test_it_speaks_of_images_and_of_texts(either: Path, tokens: TokenBatch) -> None:
     student = build(either, mlp_ratio=3, depth=2)
     found = student(views(), tokens)
-    assert (student.num_features, student.width, student.inner) == (WIDTH, WIDTH, 3 * WIDTH)
+    assert (student.num_features, student.width) == (WIDTH, WIDTH)
     assert found.features_BF.shape == found.embedding_BD.shape == (4, WIDTH)
     for branch in (found.image, found.text):
         assert branch.output_BE.shape == (4, WIDTH)
